@@ -1,0 +1,55 @@
+//! `sluice-bench`: file systems side by side, and what they cost.
+//!
+//! It knows nothing of SluiceFS: a target is a directory, with the processes that serve it if there are
+//! any. `bench/first-light.sh` builds the server, makes the volumes, mounts them and calls this. In reading
+//! order:
+//! - `options`: the command line; `target`: a directory to measure and its servers;
+//! - `suite`: the cases of `first-light`, and the rounds in which targets take turns;
+//! - `metadata` and `fio`: the work of a case; `caches`: what the kernel remembers before it;
+//! - `accounting`: processor time and context switches of clients, servers and machine;
+//! - `sample`: one measurement, medians of many; `machine`: on what it was measured;
+//! - `report`: the run's folder with `raw.json` and `summary.md`.
+//!
+//! A case that fails on a target is recorded and the run goes on; the exit code is 1 then.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+mod accounting;
+mod caches;
+mod fio;
+mod machine;
+mod metadata;
+mod options;
+mod report;
+mod sample;
+mod suite;
+mod target;
+
+use options::{Command, Options};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("sluice-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every case succeeded on every target.
+fn run() -> Result<bool> {
+    let Options {
+        command: Command::FirstLight(options),
+    } = Options::parse();
+    let machine = machine::Machine::describe(&options.programs)?;
+    let outcome = suite::first_light(&options)?;
+    let folder = report::write(&options, &machine, &outcome)?;
+    println!("written: {}", folder.display());
+    Ok(outcome.failures.is_empty())
+}
