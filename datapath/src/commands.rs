@@ -29,9 +29,7 @@ impl Failure {
                 .join(" "),
         )
     }
-}
 
-impl Failure {
     /// From a metadata store that could not be connected to.
     pub fn from_store(error: EngineError) -> Failure {
         match error {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::MountArgs;
+use crate::fuse::mount::is_root;
 use crate::object::ObjectSync;
 
 /// An option that cannot be used.
@@ -139,13 +140,6 @@ pub fn default_log() -> PathBuf {
     } else {
         PathBuf::from(format!("{}/.sluice/sluice.log", home()))
     }
-}
-
-/// Whether this process has the super-user's rights.
-pub fn is_root() -> bool {
-    // The owner of our own /proc entry is the effective user.
-    std::fs::metadata("/proc/self")
-        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }
 
 fn home() -> String {

@@ -155,7 +155,7 @@ fn run_mounted(
         drop(watch);
         return Err(failure);
     }
-    // The second report of each core comes when it has ended.
+    // The last report of each core comes when it has ended.
     let ended = collect(reports, count);
     drop(watch);
     ended

@@ -280,10 +280,9 @@ pub fn find_mount(path: &Path) -> Result<Option<mountinfo::MountEntry>, MountErr
     }
 }
 
-/// Whether mount(2) may be used.
-fn is_root() -> bool {
-    // SAFETY: takes no arguments and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+/// Whether this process has the super-user's rights, mount(2) among them.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn mount_direct(

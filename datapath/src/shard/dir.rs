@@ -19,7 +19,7 @@ use sluice_meta::client::{Meta, MetaResult};
 use sluice_meta::engine::Cursor;
 use sluice_meta::limits;
 use sluice_meta::ops::DirEntry;
-use sluice_meta::types::{FileKind, Ino, Name};
+use sluice_meta::types::{Ino, Name};
 
 /// An open directory.
 #[derive(Debug)]
@@ -135,6 +135,3 @@ pub fn leading(dir: Ino, parent: Ino, with_trash: bool) -> Vec<(&'static [u8], I
     }
     entries
 }
-
-/// All made-up entries are directories.
-pub const LEADING_KIND: FileKind = FileKind::Directory;
