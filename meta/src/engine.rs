@@ -12,8 +12,8 @@ use bytes::Bytes;
 
 use crate::error::EngineError;
 use crate::types::{
-    AclRule, Attr, ChunkIndex, Dentry, DirStat, Ino, Name, Quota, SessionId, Slice, SliceId,
-    Timestamp,
+    AclRule, Attr, ChunkIndex, Dentry, DirStat, Flock, Ino, Name, Plock, PlockRange, Quota,
+    QuotaKey, QuotaKind, SessionId, Slice, SliceId, Timestamp,
 };
 
 /// Result of an engine's verb.
@@ -39,6 +39,10 @@ pub enum Counter {
     LastCleanupSessions,
     /// When deleted files were last looked for (unix s): a job lock.
     LastCleanupFiles,
+    /// When slices without references were last looked for (unix s): a job lock (`nextCleanupSlices`).
+    NextCleanupSlices,
+    /// When the trash was last emptied of what is old (unix s): a job lock.
+    LastCleanupTrash,
 }
 
 /// What to read.
@@ -95,12 +99,29 @@ pub enum Key {
     },
     /// Statistics of a directory -> [`Record::DirStat`]; absent if any part is missing.
     DirStat(Ino),
-    /// Directory quota -> [`Record::Quota`].
-    DirQuota(Ino),
+    /// A quota -> [`Record::Quota`].
+    Quota(QuotaKey),
     /// Inodes deleted while a session held them open -> [`Record::Inodes`]; absent when none.
     Sustained(SessionId),
     /// An ACL rule -> [`Record::Acl`].
     Acl(u32),
+    /// BSD locks on an inode -> [`Record::Flocks`]; absent when there is none.
+    Flocks(Ino),
+    /// POSIX byte-range locks on an inode -> [`Record::Plocks`]; absent when there is none.
+    Plocks(Ino),
+    /// Walks `names` down from directory `from` -> [`Record::Path`]: the components that exist, as far as the
+    /// walk gets. It ends early at a missing entry, at one that dangles, and after anything but a directory
+    /// (symlinks are not followed). `.` and `..` mean nothing special. Never absent.
+    Path {
+        /// Where to start.
+        from: Ino,
+        /// Components.
+        names: Vec<Name>,
+    },
+    /// Walks from an inode up to the root -> [`Record::Path`]: the inode's parent first, the root (or `.trash`)
+    /// last. It ends early where a record is missing and after [`crate::limits::DIR_DEPTH_MAX`] steps. Empty
+    /// for the root, for an inode without a record and for one whose parents are kept elsewhere. Never absent.
+    Ancestors(Ino),
 }
 
 /// What was read; the variant follows from the key.
@@ -130,6 +151,12 @@ pub enum Record {
     Inodes(Vec<Ino>),
     /// ACL rule.
     Acl(AclRule),
+    /// BSD locks, by (session, owner).
+    Flocks(Vec<Flock>),
+    /// POSIX locks, by (session, owner); the ranges of each by start, without overlap.
+    Plocks(Vec<Plock>),
+    /// Inodes on a path, in the order of the walk.
+    Path(Vec<(Ino, Attr)>),
 }
 
 macro_rules! record_accessor {
@@ -159,6 +186,9 @@ impl Record {
     record_accessor!(/** As a quota. */ quota, Quota, Quota);
     record_accessor!(/** As inode numbers. */ inodes, Inodes, Vec<Ino>);
     record_accessor!(/** As an ACL rule. */ acl, Acl, AclRule);
+    record_accessor!(/** As BSD locks. */ flocks, Flocks, Vec<Flock>);
+    record_accessor!(/** As POSIX locks. */ plocks, Plocks, Vec<Plock>);
+    record_accessor!(/** As the inodes on a path. */ path, Path, Vec<(Ino, Attr)>);
 
     /// As a dentry with the attributes behind it.
     pub fn entry(self) -> EngineResult<(Dentry, Option<Attr>)> {
@@ -188,6 +218,8 @@ impl AttrFields {
     pub const PARENT: AttrFields = AttrFields(4);
     /// Link count.
     pub const NLINK: AttrFields = AttrFields(8);
+    /// Both ACL ids and the tier: what new entries inherit of a directory beside owner and flags.
+    pub const INHERITED: AttrFields = AttrFields(16);
     /// Every field.
     pub const ALL: AttrFields = AttrFields(0xFF);
 
@@ -208,11 +240,13 @@ impl AttrFields {
             return expect == found;
         }
         let owner = |attr: &Attr| (attr.mode, attr.uid, attr.gid);
+        let inherited = |attr: &Attr| (attr.access_acl, attr.default_acl, attr.tier);
         expect.kind == found.kind
             && (!self.contains(Self::FLAGS) || expect.flags == found.flags)
             && (!self.contains(Self::OWNER) || owner(expect) == owner(found))
             && (!self.contains(Self::PARENT) || expect.parent == found.parent)
             && (!self.contains(Self::NLINK) || expect.nlink == found.nlink)
+            && (!self.contains(Self::INHERITED) || inherited(expect) == inherited(found))
     }
 }
 
@@ -270,6 +304,29 @@ pub enum Check {
     },
     /// The setting is exactly this text, or absent.
     Setting(Option<Bytes>),
+    /// The BSD locks on an inode are exactly these, by (session, owner).
+    Flocks {
+        /// Inode.
+        ino: Ino,
+        /// Expected locks.
+        expect: Vec<Flock>,
+    },
+    /// The POSIX locks on an inode are exactly these, by (session, owner).
+    Plocks {
+        /// Inode.
+        ino: Ino,
+        /// Expected locks.
+        expect: Vec<Plock>,
+    },
+    /// A note of delayed slices is still there with exactly these slices.
+    DelayedSlices {
+        /// The slice that replaced them.
+        id: SliceId,
+        /// When, unix s.
+        time: i64,
+        /// The slices it replaced, with their sizes.
+        expect: Vec<(SliceId, u32)>,
+    },
 }
 
 /// An effect of a commit. Effects of one commit are applied in order.
@@ -386,6 +443,18 @@ pub enum Write {
         /// Records.
         slices: Vec<Slice>,
     },
+    /// Replaces the first `drop` records of a chunk's list by `slices` (guard with [`Check::Chunk`]); an empty
+    /// list is removed. Result: records in the list afterwards.
+    ReplaceChunkPrefix {
+        /// File.
+        ino: Ino,
+        /// Which chunk.
+        index: ChunkIndex,
+        /// Records to drop at the front.
+        drop: usize,
+        /// Records to put there instead.
+        slices: Vec<Slice>,
+    },
     /// Removes a chunk's list.
     DeleteChunk {
         /// File.
@@ -424,7 +493,7 @@ pub enum Write {
         /// Change.
         delta: i64,
     },
-    /// Sets a job lock.
+    /// Sets a job lock, or any counter when a volume is loaded. The convention is that of [`Key::Counter`].
     SetCounter {
         /// Which.
         counter: Counter,
@@ -449,8 +518,91 @@ pub enum Write {
     },
     /// Removes a directory's statistics.
     DeleteDirStat(Ino),
-    /// Removes a directory's quota and its usage.
-    DeleteDirQuota(Ino),
+    /// Sets the limits of a quota; a new one starts with no usage. Result: 1 if it was there, else 0.
+    PutQuotaLimits {
+        /// Whose.
+        key: QuotaKey,
+        /// Most bytes, -1 for unlimited.
+        max_space: i64,
+        /// Most inodes, -1 for unlimited.
+        max_inodes: i64,
+    },
+    /// Sets the usage of a quota that is there (after a recount). Result: 1 if it is, else 0.
+    PutQuotaUsage {
+        /// Whose.
+        key: QuotaKey,
+        /// Bytes used.
+        space: i64,
+        /// Inodes used.
+        inodes: i64,
+    },
+    /// Adds to the usage of a quota. That of a directory must be there; a user's or group's is made, without
+    /// limits, if it is not. Result: 1 if it was there, else 0.
+    AddQuotaUsage {
+        /// Whose.
+        key: QuotaKey,
+        /// Change in bytes.
+        space: i64,
+        /// Change in inodes.
+        inodes: i64,
+    },
+    /// Removes a directory's quota and its usage; takes the limits of a user's or group's away, whose usage
+    /// stays.
+    DeleteQuota(QuotaKey),
+    /// A new ACL rule. Result: its id.
+    InsertAcl(AclRule),
+    /// Sets one owner's BSD lock on an inode.
+    PutFlock {
+        /// Inode.
+        ino: Ino,
+        /// The lock.
+        lock: Flock,
+    },
+    /// Removes one owner's BSD lock on an inode.
+    DeleteFlock {
+        /// Inode.
+        ino: Ino,
+        /// Session of the owner.
+        sid: SessionId,
+        /// Owner.
+        owner: u64,
+    },
+    /// Sets one owner's POSIX locks on an inode; none removes the record.
+    PutPlocks {
+        /// Inode.
+        ino: Ino,
+        /// Session of the owner.
+        sid: SessionId,
+        /// Owner.
+        owner: u64,
+        /// All its ranges, by start, without overlap.
+        ranges: Vec<PlockRange>,
+    },
+    /// Notes slices that a new one replaced: they keep their reference until their time is over.
+    PutDelayedSlices {
+        /// The slice that replaced them.
+        id: SliceId,
+        /// When, unix s.
+        time: i64,
+        /// The slices it replaced, with their sizes.
+        slices: Vec<(SliceId, u32)>,
+    },
+    /// Removes such a note.
+    DeleteDelayedSlices {
+        /// The slice that replaced them.
+        id: SliceId,
+        /// When, unix s.
+        time: i64,
+    },
+    /// Notes a directory that is being cloned and is not linked yet.
+    AddDetached {
+        /// Inode.
+        ino: Ino,
+        /// Since when, unix s.
+        time: i64,
+    },
+    /// Takes that note back.
+    DeleteDetached(Ino),
     /// Registers or refreshes a session; `info` is written when given (on refresh: only if it was lost).
     PutSession {
         /// Session.
@@ -540,10 +692,24 @@ pub enum Scan {
     DeletedFiles,
     /// Sessions -> [`Item::Session`].
     Sessions,
-    /// Directories with a quota -> [`Item::Quota`].
-    DirQuotas,
+    /// Quotas of a kind -> [`Item::Quota`].
+    Quotas(QuotaKind),
     /// Extended attributes of an inode -> [`Item::Xattr`].
     Xattrs(Ino),
+    /// ACL rules -> [`Item::Acl`].
+    Acls,
+    /// Notes of delayed slices -> [`Item::DelayedSlices`].
+    DelayedSlices,
+    /// Slices whose recorded references are 0 or less -> [`Item::DeadSlice`].
+    DeadSlices,
+    /// Directories that are being cloned -> [`Item::Detached`].
+    Detached,
+    /// Locks of a session -> [`Item::Flock`], [`Item::Plock`].
+    SessionLocks(SessionId),
+    /// Every inode of the volume, in no order, on Redis possibly more than once -> [`Item::Inode`].
+    Inodes,
+    /// Every chunk list of the volume, in no order, on Redis possibly more than once -> [`Item::FileChunk`].
+    AllChunks,
 }
 
 /// One thing enumerated.
@@ -583,10 +749,10 @@ pub enum Item {
         /// JSON description; empty if missing.
         info: Bytes,
     },
-    /// A directory quota.
+    /// A quota.
     Quota {
-        /// Directory.
-        ino: Ino,
+        /// Whose.
+        key: QuotaKey,
         /// Limits and usage.
         quota: Quota,
     },
@@ -596,6 +762,66 @@ pub enum Item {
         name: Name,
         /// Raw value.
         value: Bytes,
+    },
+    /// An ACL rule.
+    Acl {
+        /// Its number.
+        id: u32,
+        /// The rule.
+        rule: AclRule,
+    },
+    /// A note of delayed slices.
+    DelayedSlices {
+        /// The slice that replaced them.
+        id: SliceId,
+        /// When, unix s.
+        time: i64,
+        /// The slices it replaced, with their sizes.
+        slices: Vec<(SliceId, u32)>,
+    },
+    /// A slice without references.
+    DeadSlice {
+        /// Slice.
+        id: SliceId,
+        /// Its stored size.
+        size: u32,
+    },
+    /// A directory that is being cloned.
+    Detached {
+        /// Inode.
+        ino: Ino,
+        /// Since when, unix s.
+        time: i64,
+    },
+    /// A BSD lock.
+    Flock {
+        /// On which inode.
+        ino: Ino,
+        /// The lock.
+        lock: Flock,
+    },
+    /// One owner's POSIX locks on an inode.
+    Plock {
+        /// On which inode.
+        ino: Ino,
+        /// The locks.
+        lock: Plock,
+    },
+    /// An inode.
+    Inode {
+        /// Its number.
+        ino: Ino,
+        /// Its record.
+        attr: Attr,
+    },
+    /// A chunk list of some file.
+    FileChunk {
+        /// File.
+        ino: Ino,
+        /// Which chunk.
+        index: ChunkIndex,
+        /// Its list.
+        slices: Vec<Slice>,
     },
 }
 
@@ -610,6 +836,32 @@ pub struct Page {
     pub items: Vec<Item>,
     /// Where to go on; `None` at the end.
     pub next: Option<Cursor>,
+}
+
+/// Something that changed, as a store tells it: by whomever, this process included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Change {
+    /// Attributes of an inode.
+    Inode(Ino),
+    /// Entries of a directory.
+    Entries(Ino),
+    /// Locks on an inode.
+    Locks(Ino),
+    /// Anything may have changed: nothing was heard for a while, and from now on changes are heard again.
+    Everything,
+    /// Nothing is heard from now on, until `Everything`.
+    Silence,
+}
+
+/// Follows the changes of a volume, if its store tells them.
+pub struct Watch(redis::watch::Watch);
+
+impl Watch {
+    /// Waits for changes. After an error, which means that the store cannot be reached or does not want to tell,
+    /// it may be called again. The first answer is [`Change::Everything`].
+    pub async fn next(&mut self) -> EngineResult<Vec<Change>> {
+        self.0.next().await
+    }
 }
 
 /// A metadata store. One value per core; cheap to use concurrently from many tasks of that core.
@@ -635,6 +887,12 @@ pub trait Engine {
     /// Completes when everything committed through this engine before the call is durable, as far as the
     /// store lets a client know (SQLite: WAL synced; Redis: as the server's `appendfsync` says, nothing to do).
     async fn sync(&self) -> EngineResult<()>;
+
+    /// Whether the store holds nothing at all, so that a volume may be loaded into it.
+    async fn is_empty(&self) -> EngineResult<bool>;
+
+    /// Removes every record of the volume. Not atomic: to be repeated if it fails.
+    async fn destroy(&self) -> EngineResult<()>;
 }
 
 pub mod memory;
@@ -661,6 +919,16 @@ macro_rules! delegate {
     };
 }
 
+impl AnyEngine {
+    /// To follow the changes of the volume; `None` where the store does not tell them.
+    pub fn watch(&self) -> Option<Watch> {
+        match self {
+            AnyEngine::Redis(engine) => Some(Watch(engine.watch())),
+            AnyEngine::Memory(_) | AnyEngine::Sqlite(_) => None,
+        }
+    }
+}
+
 impl Engine for AnyEngine {
     async fn read(&self, keys: &[Key]) -> EngineResult<Vec<Option<Record>>> {
         delegate!(self, engine => engine.read(keys).await)
@@ -680,5 +948,13 @@ impl Engine for AnyEngine {
 
     async fn sync(&self) -> EngineResult<()> {
         delegate!(self, engine => engine.sync().await)
+    }
+
+    async fn is_empty(&self) -> EngineResult<bool> {
+        delegate!(self, engine => engine.is_empty().await)
+    }
+
+    async fn destroy(&self) -> EngineResult<()> {
+        delegate!(self, engine => engine.destroy().await)
     }
 }

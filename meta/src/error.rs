@@ -132,6 +132,17 @@ pub enum MetaError {
     /// `fallocate` on a pipe.
     #[error("illegal seek")]
     Pipe,
+    /// A path goes through a symlink, which is not followed.
+    #[error("a symlink in the middle of the path")]
+    SymlinkInPath,
+    /// A lock is in the way.
+    #[error("locked by somebody else")]
+    Locked {
+        /// An owner in this session that holds one, if any does.
+        own: Option<u64>,
+        /// Whether another session holds one.
+        foreign: bool,
+    },
     /// Kept losing to concurrent changes until the budget was used up.
     #[error("gave up after {attempts} conflicting attempts on inode {ino}")]
     Contended {
@@ -167,6 +178,8 @@ impl MetaError {
             MetaError::ReadOnly => 30,        // EROFS
             MetaError::NotSupported => 95,    // EOPNOTSUPP
             MetaError::Pipe => 29,            // ESPIPE, as Linux answers for a FIFO
+            MetaError::SymlinkInPath => 40,   // ELOOP, as for O_NOFOLLOW
+            MetaError::Locked { .. } => 11,   // EAGAIN, which is EWOULDBLOCK
             MetaError::Contended { .. } => 5, // EIO, as JuiceFS after its 50 attempts
             MetaError::Engine(EngineError::NoSpace { .. }) => 28,
             // An unreachable or damaged store is an I/O error to the application; the log has the cause.

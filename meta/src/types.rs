@@ -114,6 +114,8 @@ pub mod attr_flags {
     pub const APPEND: u8 = 2;
     /// Removal bypasses the trash (`chattr +s`).
     pub const SKIP_TRASH: u8 = 32;
+    /// Those that may be set and cleared.
+    pub const CHANGEABLE: u8 = IMMUTABLE | APPEND | SKIP_TRASH;
 }
 
 /// The attribute record of an inode.
@@ -270,8 +272,96 @@ pub struct Quota {
     pub used_inodes: i64,
 }
 
+/// Whose quota: a directory's covers everything below it, without itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum QuotaKey {
+    /// Of a directory.
+    Dir(Ino),
+    /// Of a user.
+    User(u32),
+    /// Of a group.
+    Group(u32),
+}
+
+impl QuotaKey {
+    /// Which kind it is.
+    pub fn kind(self) -> QuotaKind {
+        match self {
+            QuotaKey::Dir(_) => QuotaKind::Dir,
+            QuotaKey::User(_) => QuotaKind::User,
+            QuotaKey::Group(_) => QuotaKind::Group,
+        }
+    }
+
+    /// The number in it: inode, user or group.
+    pub fn number(self) -> u64 {
+        match self {
+            QuotaKey::Dir(ino) => ino.0,
+            QuotaKey::User(id) | QuotaKey::Group(id) => u64::from(id),
+        }
+    }
+}
+
+/// The kinds of quotas.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum QuotaKind {
+    /// Of directories.
+    Dir,
+    /// Of users.
+    User,
+    /// Of groups.
+    Group,
+}
+
+impl QuotaKind {
+    /// The quota of this kind with that number; `None` if the number does not fit.
+    pub fn key(self, number: u64) -> Option<QuotaKey> {
+        let id = u32::try_from(number).ok();
+        match self {
+            QuotaKind::Dir => Some(QuotaKey::Dir(Ino(number))),
+            QuotaKind::User => id.map(QuotaKey::User),
+            QuotaKind::Group => id.map(QuotaKey::Group),
+        }
+    }
+}
+
+/// A BSD lock (`flock(2)`) on an inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Flock {
+    /// Session of the owner.
+    pub sid: SessionId,
+    /// The owner: the kernel's number for an open file.
+    pub owner: u64,
+    /// Exclusive or shared.
+    pub exclusive: bool,
+}
+
+/// One owner's POSIX byte-range locks (`fcntl(2)`) on an inode.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Plock {
+    /// Session of the owner.
+    pub sid: SessionId,
+    /// The owner: the kernel's number for a process' table of files.
+    pub owner: u64,
+    /// By start, without overlap; never empty.
+    pub ranges: Vec<PlockRange>,
+}
+
+/// A locked range of bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PlockRange {
+    /// First byte.
+    pub start: u64,
+    /// Last byte, inclusive; `u64::MAX >> 1` or more means to the end of the file.
+    pub end: u64,
+    /// For writing, or for reading.
+    pub write: bool,
+    /// The process that took it, for `F_GETLK`.
+    pub pid: u32,
+}
+
 /// A POSIX ACL rule as stored: 0xFFFF means an unset entry.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AclRule {
     /// Permission bits of the owner.
     pub owner: u16,

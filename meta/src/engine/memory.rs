@@ -22,9 +22,9 @@ use crate::engine::{
     Counter, Cursor, Engine, EngineResult, Item, Key, Outcome, Page, Record, Scan, Txn,
 };
 use crate::error::EngineError;
-use crate::types::{AclRule, ChunkIndex, Ino, Name, Quota, SessionId};
+use crate::types::{AclRule, ChunkIndex, Flock, Name, Plock, Quota, QuotaKey, SessionId, SliceId};
 
-use state::State;
+use state::{LockKey, State};
 
 /// Name of this engine in errors.
 const ENGINE: &str = "memory";
@@ -42,6 +42,10 @@ pub enum Request<'a> {
     Alloc(Counter),
     /// Durability wanted.
     Sync,
+    /// Whether there is anything.
+    Empty,
+    /// An end of everything.
+    Destroy,
 }
 
 /// What a fault hook makes of a request.
@@ -112,14 +116,14 @@ impl Memory {
         self.state.lock().read(key)
     }
 
-    /// Puts an ACL rule there, which no commit can yet.
+    /// Puts an ACL rule there under a number of the caller's choice.
     pub fn put_acl(&self, id: u32, rule: AclRule) {
         self.state.lock().acls.insert(id, rule);
     }
 
-    /// Puts a directory quota there, which no commit can yet.
-    pub fn put_dir_quota(&self, dir: Ino, quota: Quota) {
-        self.state.lock().dir_quotas.insert(dir, quota);
+    /// Puts a quota there, limits and usage.
+    pub fn put_quota(&self, key: QuotaKey, quota: Quota) {
+        self.state.lock().quotas.insert(key, quota);
     }
 
     fn ask(&self, request: Request<'_>) -> Verdict {
@@ -173,6 +177,17 @@ impl Engine for Memory {
 
     async fn sync(&self) -> EngineResult<()> {
         self.serve(Request::Sync, |_| Ok(()))
+    }
+
+    async fn is_empty(&self) -> EngineResult<bool> {
+        self.serve(Request::Empty, |state| Ok(*state == State::default()))
+    }
+
+    async fn destroy(&self) -> EngineResult<()> {
+        self.serve(Request::Destroy, |state| {
+            *state = State::default();
+            Ok(())
+        })
     }
 }
 
@@ -247,17 +262,114 @@ impl State {
                     },
                 ))
             }
-            Scan::DirQuotas => {
+            Scan::Quotas(kind) => {
                 let after = number()?;
-                let quotas = self.dir_quotas.iter().map(|(&ino, &quota)| (ino, quota));
-                let quotas = quotas.filter(|(ino, _)| after < Some(ino.0));
+                let quotas = self.quotas.iter().map(|(&key, &quota)| (key, quota));
+                let quotas =
+                    quotas.filter(|(key, _)| key.kind() == kind && after < Some(key.number()));
                 Ok(page(
                     limit,
                     quotas,
-                    |ino| number_cursor(ino.0),
-                    |ino, quota| Item::Quota { ino, quota },
+                    |key: &QuotaKey| number_cursor(key.number()),
+                    |key, quota| Item::Quota { key, quota },
                 ))
             }
+            Scan::Acls => {
+                let after = number()?;
+                let rules = self.acls.iter().map(|(&id, rule)| (id, rule.clone()));
+                let rules = rules.filter(|(id, _)| after < Some(u64::from(*id)));
+                Ok(page(
+                    limit,
+                    rules,
+                    |id| number_cursor(u64::from(*id)),
+                    |id, rule| Item::Acl { id, rule },
+                ))
+            }
+            Scan::DeadSlices => {
+                let after = number()?;
+                let slices = self.slice_refs.iter().map(|(&id, &slice)| (id, slice));
+                let dead = slices.filter(|(id, (_, refs))| *refs <= 0 && after < Some(id.0));
+                Ok(page(
+                    limit,
+                    dead,
+                    |id: &SliceId| number_cursor(id.0),
+                    |id, (size, _)| Item::DeadSlice { id, size },
+                ))
+            }
+            Scan::Detached => {
+                let after = number()?;
+                let inodes = self.detached.iter().map(|(&ino, &time)| (ino, time));
+                let inodes = inodes.filter(|(ino, _)| after < Some(ino.0));
+                Ok(page(
+                    limit,
+                    inodes,
+                    |ino| number_cursor(ino.0),
+                    |ino, time| Item::Detached { ino, time },
+                ))
+            }
+            Scan::Inodes => {
+                let after = number()?;
+                let inodes = self.attrs.iter().map(|(&ino, attr)| (ino, attr.clone()));
+                let inodes = inodes.filter(|(ino, _)| after < Some(ino.0));
+                Ok(page(
+                    limit,
+                    inodes,
+                    |ino| number_cursor(ino.0),
+                    |ino, attr| Item::Inode { ino, attr },
+                ))
+            }
+            Scan::AllChunks | Scan::DelayedSlices | Scan::SessionLocks(_) => {
+                let skip = number()?.unwrap_or(0);
+                let items = self
+                    .numbered(scan)
+                    .enumerate()
+                    .map(|(at, item)| (at as u64 + 1, item));
+                Ok(page(
+                    limit,
+                    items.filter(|(at, _)| *at > skip),
+                    |at| number_cursor(*at),
+                    |_, item| item,
+                ))
+            }
+        }
+    }
+}
+
+impl State {
+    /// Enumerations without a number of their own: continued by position, which is good enough for a test.
+    fn numbered(&self, scan: &Scan) -> Box<dyn Iterator<Item = Item> + '_> {
+        match *scan {
+            Scan::AllChunks => Box::new(self.chunks.iter().map(|(&(ino, index), list)| {
+                let slices = list.clone();
+                Item::FileChunk { ino, index, slices }
+            })),
+            Scan::DelayedSlices => Box::new(self.delayed.iter().map(|(&(id, time), slices)| {
+                let slices = slices.clone();
+                Item::DelayedSlices { id, time, slices }
+            })),
+            Scan::SessionLocks(sid) => {
+                let mine = move |key: &LockKey| key.1 == sid;
+                let flocks = self.flocks.iter().filter(move |(key, _)| mine(key));
+                let flocks = flocks.map(|(&(ino, sid, owner), &exclusive)| Item::Flock {
+                    ino,
+                    lock: Flock {
+                        sid,
+                        owner,
+                        exclusive,
+                    },
+                });
+                let plocks = self.plocks.iter().filter(move |(key, _)| mine(key));
+                let plocks = plocks.map(|(&(ino, sid, owner), ranges)| Item::Plock {
+                    ino,
+                    lock: Plock {
+                        sid,
+                        owner,
+                        ranges: ranges.clone(),
+                    },
+                });
+                Box::new(flocks.chain(plocks))
+            }
+            _ => Box::new(std::iter::empty()),
         }
     }
 }

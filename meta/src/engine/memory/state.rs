@@ -10,12 +10,14 @@ use bytes::Bytes;
 
 use super::refused;
 use crate::engine::{Check, Counter, EngineResult, Key, Outcome, Record, Txn, Write};
+use crate::limits::DIR_DEPTH_MAX;
 use crate::types::{
-    AclRule, Attr, ChunkIndex, Dentry, DirStat, Ino, Name, Quota, SessionId, Slice, SliceId,
+    AclRule, Attr, ChunkIndex, Dentry, DirStat, FileKind, Flock, Ino, Name, Plock, PlockRange,
+    Quota, QuotaKey, SessionId, Slice, SliceId,
 };
 
 /// All records of a volume.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) attrs: BTreeMap<Ino, Attr>,
     dentries: BTreeMap<(Ino, Name), Dentry>,
@@ -25,16 +27,25 @@ pub(super) struct State {
     parents: BTreeMap<(Ino, Ino), i64>,
     counters: HashMap<Counter, i64>,
     setting: Option<Bytes>,
-    slice_refs: BTreeMap<SliceId, (u32, i64)>,
+    pub(super) slice_refs: BTreeMap<SliceId, (u32, i64)>,
     dir_stats: BTreeMap<Ino, DirStat>,
-    pub(super) dir_quotas: BTreeMap<Ino, Quota>,
+    pub(super) quotas: BTreeMap<QuotaKey, Quota>,
     /// Expiry and description.
     pub(super) sessions: BTreeMap<SessionId, (i64, Bytes)>,
     sustained: BTreeSet<(SessionId, Ino)>,
     /// Length and time.
     pub(super) deleted_files: BTreeMap<Ino, (u64, i64)>,
     pub(super) acls: BTreeMap<u32, AclRule>,
+    /// Exclusive or not.
+    pub(super) flocks: BTreeMap<LockKey, bool>,
+    pub(super) plocks: BTreeMap<LockKey, Vec<PlockRange>>,
+    /// By the slice that replaced them and the time.
+    pub(super) delayed: BTreeMap<(SliceId, i64), Vec<(SliceId, u32)>>,
+    pub(super) detached: BTreeMap<Ino, i64>,
 }
+
+/// A lock's inode, session and owner.
+pub(super) type LockKey = (Ino, SessionId, u64);
 
 /// A record whose presence a write relies on.
 #[derive(PartialEq, Eq, Hash, Debug)]
@@ -64,6 +75,59 @@ impl State {
             .range(from..)
             .take_while(move |((of, _), _)| *of == ino);
         below.map(|((_, name), value)| (name.clone(), value.clone()))
+    }
+
+    fn flocks_of(&self, ino: Ino) -> Vec<Flock> {
+        let locks = self.flocks.range(locks_of(ino));
+        let lock = |(&(_, sid, owner), &exclusive): (&LockKey, &bool)| Flock {
+            sid,
+            owner,
+            exclusive,
+        };
+        locks.map(lock).collect()
+    }
+
+    fn plocks_of(&self, ino: Ino) -> Vec<Plock> {
+        let locks = self.plocks.range(locks_of(ino));
+        let lock = |(&(_, sid, owner), ranges): (&LockKey, &Vec<PlockRange>)| Plock {
+            sid,
+            owner,
+            ranges: ranges.clone(),
+        };
+        locks.map(lock).collect()
+    }
+
+    fn path(&self, from: Ino, names: &[Name]) -> Vec<(Ino, Attr)> {
+        let mut dir = from;
+        let mut path = Vec::new();
+        for name in names {
+            let Some(dentry) = self.dentry(dir, name) else {
+                break;
+            };
+            let Some(attr) = self.attrs.get(&dentry.ino) else {
+                break;
+            };
+            path.push((dentry.ino, attr.clone()));
+            if attr.kind != FileKind::Directory {
+                break;
+            }
+            dir = dentry.ino;
+        }
+        path
+    }
+
+    fn ancestors(&self, ino: Ino) -> Vec<(Ino, Attr)> {
+        let mut path = Vec::new();
+        let mut at = ino;
+        while at != Ino::ROOT && path.len() < DIR_DEPTH_MAX {
+            let parent = self.attrs.get(&at).map_or(Ino::NONE, |attr| attr.parent);
+            let Some(attr) = self.attrs.get(&parent).filter(|_| at != Ino::TRASH) else {
+                break;
+            };
+            path.push((parent, attr.clone()));
+            at = parent;
+        }
+        path
     }
 
     fn counter(&self, counter: Counter) -> i64 {
@@ -115,13 +179,23 @@ impl State {
                 refs.map(|(_, refs)| Record::Count(*refs))
             }
             Key::DirStat(ino) => self.dir_stats.get(ino).copied().map(Record::DirStat),
-            Key::DirQuota(ino) => self.dir_quotas.get(ino).copied().map(Record::Quota),
+            Key::Quota(key) => self.quotas.get(key).copied().map(Record::Quota),
             Key::Sustained(sid) => {
                 let range = (*sid, Ino(0))..=(*sid, Ino(u64::MAX));
                 let inodes: Vec<Ino> = self.sustained.range(range).map(|(_, ino)| *ino).collect();
                 (!inodes.is_empty()).then_some(Record::Inodes(inodes))
             }
             Key::Acl(id) => self.acls.get(id).cloned().map(Record::Acl),
+            Key::Flocks(ino) => {
+                let locks = self.flocks_of(*ino);
+                (!locks.is_empty()).then_some(Record::Flocks(locks))
+            }
+            Key::Plocks(ino) => {
+                let locks = self.plocks_of(*ino);
+                (!locks.is_empty()).then_some(Record::Plocks(locks))
+            }
+            Key::Path { from, names } => Some(Record::Path(self.path(*from, names))),
+            Key::Ancestors(ino) => Some(Record::Path(self.ancestors(*ino))),
         }
     }
 
@@ -180,6 +254,11 @@ impl State {
             }
             Check::Counter { counter, expect } => self.counter(*counter) == *expect,
             Check::Setting(expect) => self.setting == *expect,
+            Check::Flocks { ino, expect } => self.flocks_of(*ino) == *expect,
+            Check::Plocks { ino, expect } => self.plocks_of(*ino) == *expect,
+            Check::DelayedSlices { id, time, expect } => {
+                self.delayed.get(&(*id, *time)) == Some(expect)
+            }
         }
     }
 
@@ -225,6 +304,12 @@ impl State {
             Write::AppendChunkIfPresent { ino, index, slices } => {
                 self.append(*ino, *index, slices, false)
             }
+            Write::ReplaceChunkPrefix {
+                ino,
+                index,
+                drop,
+                slices,
+            } => self.replace_prefix(*ino, *index, *drop, slices),
             Write::DeleteChunk { ino, index } => drop_of(self.chunks.remove(&(*ino, *index))),
             Write::NewSliceRef { .. }
             | Write::AddSliceRef { .. }
@@ -235,7 +320,18 @@ impl State {
             | Write::AddDirStat { .. }
             | Write::PutDirStat { .. }
             | Write::DeleteDirStat(_)
-            | Write::DeleteDirQuota(_) => self.write_usage(write),
+            | Write::PutQuotaLimits { .. }
+            | Write::PutQuotaUsage { .. }
+            | Write::AddQuotaUsage { .. }
+            | Write::DeleteQuota(_) => self.write_usage(write),
+            Write::PutFlock { .. } | Write::DeleteFlock { .. } | Write::PutPlocks { .. } => {
+                self.write_lock(write)
+            }
+            Write::InsertAcl(_)
+            | Write::PutDelayedSlices { .. }
+            | Write::DeleteDelayedSlices { .. }
+            | Write::AddDetached { .. }
+            | Write::DeleteDetached(_) => self.write_note(write),
             Write::PutSession { .. }
             | Write::DeleteSession(_)
             | Write::AddSustained { .. }
@@ -288,6 +384,23 @@ impl State {
         let list = self.chunks.entry((ino, index)).or_default();
         list.extend_from_slice(slices);
         list.len() as i64
+    }
+
+    fn replace_prefix(
+        &mut self,
+        ino: Ino,
+        index: ChunkIndex,
+        drop: usize,
+        slices: &[Slice],
+    ) -> i64 {
+        let list = self.chunks.entry((ino, index)).or_default();
+        let drop = drop.min(list.len());
+        list.splice(..drop, slices.iter().copied());
+        let left = list.len();
+        if left == 0 {
+            self.chunks.remove(&(ino, index));
+        }
+        left as i64
     }
 
     fn write_name(&mut self, write: &Write) -> i64 {
@@ -367,7 +480,86 @@ impl State {
             }
             Write::PutDirStat { ino, stat } => drop_of(self.dir_stats.insert(*ino, *stat)),
             Write::DeleteDirStat(ino) => drop_of(self.dir_stats.remove(ino)),
-            Write::DeleteDirQuota(ino) => drop_of(self.dir_quotas.remove(ino)),
+            Write::PutQuotaLimits {
+                key,
+                max_space,
+                max_inodes,
+            } => {
+                let known = i64::from(self.quotas.contains_key(key));
+                let quota = self.quotas.entry(*key).or_default();
+                quota.max_space = *max_space;
+                quota.max_inodes = *max_inodes;
+                known
+            }
+            Write::PutQuotaUsage { key, space, inodes } => match self.quotas.get_mut(key) {
+                Some(quota) => {
+                    quota.used_space = *space;
+                    quota.used_inodes = *inodes;
+                    1
+                }
+                None => 0,
+            },
+            Write::AddQuotaUsage { key, space, inodes } => {
+                let known = self.quotas.contains_key(key);
+                if known || !matches!(key, QuotaKey::Dir(_)) {
+                    let quota = self.quotas.entry(*key).or_insert(UNLIMITED);
+                    quota.used_space += space;
+                    quota.used_inodes += inodes;
+                }
+                i64::from(known)
+            }
+            Write::DeleteQuota(QuotaKey::Dir(ino)) => {
+                drop_of(self.quotas.remove(&QuotaKey::Dir(*ino)))
+            }
+            Write::DeleteQuota(key) => {
+                if let Some(quota) = self.quotas.get_mut(key) {
+                    quota.max_space = UNLIMITED.max_space;
+                    quota.max_inodes = UNLIMITED.max_inodes;
+                }
+                0
+            }
+            _ => 0,
+        }
+    }
+
+    fn write_lock(&mut self, write: &Write) -> i64 {
+        match write {
+            Write::PutFlock { ino, lock } => drop_of(
+                self.flocks
+                    .insert((*ino, lock.sid, lock.owner), lock.exclusive),
+            ),
+            Write::DeleteFlock { ino, sid, owner } => {
+                drop_of(self.flocks.remove(&(*ino, *sid, *owner)))
+            }
+            Write::PutPlocks {
+                ino,
+                sid,
+                owner,
+                ranges,
+            } if ranges.is_empty() => drop_of(self.plocks.remove(&(*ino, *sid, *owner))),
+            Write::PutPlocks {
+                ino,
+                sid,
+                owner,
+                ranges,
+            } => drop_of(self.plocks.insert((*ino, *sid, *owner), ranges.clone())),
+            _ => 0,
+        }
+    }
+
+    fn write_note(&mut self, write: &Write) -> i64 {
+        match write {
+            Write::InsertAcl(rule) => {
+                let id = self.acls.keys().next_back().map_or(1, |last| last + 1);
+                self.acls.insert(id, rule.clone());
+                i64::from(id)
+            }
+            Write::PutDelayedSlices { id, time, slices } => {
+                drop_of(self.delayed.insert((*id, *time), slices.clone()))
+            }
+            Write::DeleteDelayedSlices { id, time } => drop_of(self.delayed.remove(&(*id, *time))),
+            Write::AddDetached { ino, time } => drop_of(self.detached.insert(*ino, *time)),
+            Write::DeleteDetached(ino) => drop_of(self.detached.remove(ino)),
             _ => 0,
         }
     }
@@ -382,7 +574,11 @@ impl State {
                 }
                 0
             }
-            Write::DeleteSession(sid) => drop_of(self.sessions.remove(sid)),
+            Write::DeleteSession(sid) => {
+                self.flocks.retain(|(_, of, _), _| of != sid);
+                self.plocks.retain(|(_, of, _), _| of != sid);
+                drop_of(self.sessions.remove(sid))
+            }
             Write::AddSustained { sid, ino } => drop_of(self.sustained.insert((*sid, *ino))),
             Write::DeleteSustained { sid, ino } => drop_of(self.sustained.remove(&(*sid, *ino))),
             Write::AddDeletedFile { ino, length, time } => {
@@ -408,8 +604,22 @@ fn first_value(counter: Counter) -> i64 {
         Counter::UsedSpace
         | Counter::TotalInodes
         | Counter::LastCleanupSessions
-        | Counter::LastCleanupFiles => 0,
+        | Counter::LastCleanupFiles
+        | Counter::NextCleanupSlices
+        | Counter::LastCleanupTrash => 0,
     }
+}
+
+/// Limits that are none.
+const UNLIMITED: Quota = Quota {
+    max_space: -1,
+    max_inodes: -1,
+    used_space: 0,
+    used_inodes: 0,
+};
+
+fn locks_of(ino: Ino) -> RangeInclusive<LockKey> {
+    (ino, SessionId(0), 0)..=(ino, SessionId(u64::MAX), u64::MAX)
 }
 
 fn pairs(ino: Ino) -> RangeInclusive<(Ino, Ino)> {
