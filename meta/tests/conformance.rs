@@ -25,8 +25,8 @@ use sluice_meta::engine::{
 use sluice_meta::error::EngineError;
 use sluice_meta::runtime::Runtime;
 use sluice_meta::types::{
-    AclRule, Attr, ChunkIndex, Dentry, DirStat, FileKind, Ino, Name, Quota, SessionId, Slice,
-    SliceId, Timestamp,
+    AclRule, Attr, ChunkIndex, Dentry, DirStat, FileKind, Flock, Ino, Name, PlockRange, Quota,
+    QuotaKey, QuotaKind, SessionId, Slice, SliceId, Timestamp,
 };
 use stores::{Store, engines};
 use support::{SmolRuntime, block_on};
@@ -1159,21 +1159,21 @@ fn directory_quotas_are_read_enumerated_and_deleted() {
                 .await;
         }
         assert_eq!(
-            case.get(Key::DirQuota(Ino(5))).await,
+            case.get(Key::Quota(QuotaKey::Dir(Ino(5)))).await,
             Some(Record::Quota(quota(5)))
         );
-        assert_eq!(case.get(Key::DirQuota(Ino(4))).await, None);
+        assert_eq!(case.get(Key::Quota(QuotaKey::Dir(Ino(4)))).await, None);
         case.apply(vec![
-            Write::DeleteDirQuota(Ino(5)),
-            Write::DeleteDirQuota(Ino(4)),
+            Write::DeleteQuota(QuotaKey::Dir(Ino(5))),
+            Write::DeleteQuota(QuotaKey::Dir(Ino(4))),
         ])
         .await;
         for limit in [1, 100] {
-            let found = case.scan_all(Scan::DirQuotas, limit).await;
+            let found = case.scan_all(Scan::Quotas(QuotaKind::Dir), limit).await;
             assert_eq!(found.len(), 2);
             for n in [3, 8] {
                 let item = Item::Quota {
-                    ino: Ino(n),
+                    key: QuotaKey::Dir(Ino(n)),
                     quota: quota(n.cast_signed()),
                 };
                 assert!(found.contains(&item));
@@ -1655,5 +1655,152 @@ fn strict_engines_refuse_writes_that_contradict_the_records() {
             case.get(Key::Counter(Counter::UsedSpace)).await,
             Some(Record::Count(0))
         );
+    });
+}
+
+#[test]
+fn a_store_is_empty_until_something_is_written_and_after_its_destruction() {
+    each(async |case| {
+        assert!(case.engine.is_empty().await.unwrap());
+        let ino = Ino(7);
+        let lock = Flock {
+            sid: SessionId(3),
+            owner: u64::MAX,
+            exclusive: true,
+        };
+        case.apply(vec![Write::PutFlock { ino, lock }]).await;
+        assert!(!case.engine.is_empty().await.unwrap());
+        case.apply(vec![Write::DeleteSession(lock.sid)]).await;
+        assert_eq!(case.get(Key::Flocks(ino)).await, None);
+        assert!(case.engine.is_empty().await.unwrap());
+        let setting = Bytes::from_static(b"{}");
+        case.apply(vec![Write::PutSetting(setting), insert(&name("a"), 9)])
+            .await;
+        assert!(!case.engine.is_empty().await.unwrap());
+        // Again, as after a failure.
+        for _ in 0..2 {
+            case.engine.destroy().await.unwrap();
+            assert!(case.engine.is_empty().await.unwrap());
+        }
+    });
+}
+
+#[test]
+fn counters_of_ids_are_set_and_read_as_the_next_to_hand_out() {
+    each(async |case| {
+        for counter in [
+            Counter::NextInode,
+            Counter::NextSlice,
+            Counter::NextSession,
+            Counter::NextTrash,
+        ] {
+            let set = Write::SetCounter { counter, value: 50 };
+            case.apply(vec![set]).await;
+            let next = case.get(Key::Counter(counter)).await;
+            assert_eq!(next, Some(Record::Count(50)), "{counter:?}");
+            assert_eq!(case.engine.alloc(counter, 2).await.unwrap(), 50);
+            let next = case.get(Key::Counter(counter)).await;
+            assert_eq!(next, Some(Record::Count(52)), "{counter:?}");
+        }
+        for counter in [Counter::NextCleanupSlices, Counter::LastCleanupTrash] {
+            assert!(case.holds(Check::Counter { counter, expect: 0 }).await);
+            let value = 1_700_000_000;
+            case.apply(vec![Write::SetCounter { counter, value }]).await;
+            let expect = value;
+            assert!(case.holds(Check::Counter { counter, expect }).await);
+        }
+    });
+}
+
+#[test]
+fn what_new_entries_inherit_is_checked_with_acls_and_tier() {
+    each(async |case| {
+        let ino = Ino(2);
+        case.apply(vec![Write::InsertAttr { ino, attr: dir() }])
+            .await;
+        let inherits = |expect| Check::Attr {
+            ino,
+            fields: AttrFields::INHERITED,
+            expect,
+        };
+        assert!(case.holds(inherits(Attr { uid: 9, ..dir() })).await);
+        assert!(!case.holds(inherits(Attr { tier: 1, ..dir() })).await);
+        let access_acl = 1;
+        assert!(
+            !case
+                .holds(inherits(Attr {
+                    access_acl,
+                    ..dir()
+                }))
+                .await
+        );
+        let default_acl = 1;
+        assert!(
+            !case
+                .holds(inherits(Attr {
+                    default_acl,
+                    ..dir()
+                }))
+                .await
+        );
+    });
+}
+
+#[test]
+fn walks_go_down_and_up_as_far_as_records_reach() {
+    each(async |case| {
+        let below = |parent: u64| Attr {
+            parent: Ino(parent),
+            ..dir()
+        };
+        let entry = |parent: u64, text: &str, ino: u64| Write::InsertDentry {
+            parent: Ino(parent),
+            name: name(text),
+            dentry: dentry(ino),
+        };
+        let put = |ino: u64, attr| Write::InsertAttr {
+            ino: Ino(ino),
+            attr,
+        };
+        let leaf = Attr {
+            parent: Ino(3),
+            ..file()
+        };
+        case.apply(vec![
+            put(1, dir()),
+            put(2, below(1)),
+            put(3, below(2)),
+            put(4, leaf.clone()),
+            entry(1, "a", 2),
+            entry(2, "b", 3),
+            entry(3, "c", 4),
+            entry(4, "d", 2),
+            entry(3, "dangling", 99),
+        ])
+        .await;
+        let walk = async |from: u64, path: &str| {
+            let key = Key::Path {
+                from: Ino(from),
+                names: path.split_terminator('/').map(name).collect(),
+            };
+            let path = case.get(key).await.unwrap().path().unwrap();
+            path.iter().map(|(ino, _)| ino.0).collect::<Vec<_>>()
+        };
+        assert!(walk(1, "").await.is_empty());
+        assert_eq!(walk(1, "a/b/c").await, [2, 3, 4]);
+        // A file has nothing below it, whatever entries say.
+        assert_eq!(walk(1, "a/b/c/d").await, [2, 3, 4]);
+        assert_eq!(walk(1, "a/x/c").await, [2]);
+        assert_eq!(walk(2, "b/dangling/y").await, [3]);
+        let up = async |ino: u64| {
+            let path = case.get(Key::Ancestors(Ino(ino))).await.unwrap();
+            path.path().unwrap()
+        };
+        assert_eq!(
+            up(4).await,
+            [(Ino(3), below(2)), (Ino(2), below(1)), (Ino(1), dir())]
+        );
+        assert_eq!(up(1).await, []);
+        assert_eq!(up(99).await, []);
     });
 }

@@ -8,6 +8,7 @@
 mod support;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -26,7 +27,7 @@ use sluice_meta::engine::{
 use sluice_meta::error::EngineError;
 use sluice_meta::runtime::{Address, LocalFuture, Runtime, Stream};
 use sluice_meta::types::{
-    Attr, ChunkIndex, Dentry, FileKind, Ino, Name, Slice, SliceId, Timestamp,
+    Attr, ChunkIndex, Dentry, FileKind, Ino, Name, QuotaKey, QuotaKind, Slice, SliceId, Timestamp,
 };
 use support::{SmolRuntime, block_on};
 use tempfile::TempDir;
@@ -633,24 +634,146 @@ fn files_without_a_volume_are_refused_and_left_alone() {
     }
 }
 
+/// Takes away what releases before 1.4 did not have.
+const OLDER: &str = "DROP TABLE jfs_user_group_quota; DROP TABLE jfs_change_log; \
+    DROP TABLE jfs_acl; DROP TABLE jfs_flock; DROP INDEX IDX_jfs_chunk_ref_refs; \
+    ALTER TABLE jfs_node DROP COLUMN tier_id; ALTER TABLE jfs_node DROP COLUMN atimensec;";
+
 #[test]
-fn tables_of_an_older_release_are_refused_with_what_is_missing() {
-    for (sql, expect) in [
-        (
-            "ALTER TABLE jfs_node DROP COLUMN tier_id",
-            "column tier_id of table jfs_node is missing",
-        ),
-        ("DROP TABLE jfs_dir_quota", "table jfs_dir_quota is missing"),
-    ] {
-        let fixture = Fixture::new();
-        fixture.execute(sql);
-        for mode in [OpenMode::Existing, OpenMode::ReadOnly] {
-            let cause = refusal(fixture.open(mode));
-            assert!(
-                cause.contains(expect) && cause.contains("JuiceFS 1.4"),
-                "{cause}"
-            );
+fn what_a_file_of_an_older_release_lacks_is_added_when_it_is_opened_for_writing() {
+    let fixture = Fixture::new();
+    fixture.execute(OLDER);
+    drop(fixture.open(OpenMode::Existing).unwrap());
+    let schema = schema_of(&fixture.raw());
+    // Columns come last; everything else is as JuiceFS makes it.
+    let node = |schema: &str| -> (String, BTreeSet<String>) {
+        let (nodes, rest): (Vec<&str>, Vec<&str>) = schema
+            .lines()
+            .partition(|line| line.starts_with("CREATE TABLE `jfs_node`"));
+        let columns = nodes.concat();
+        let columns = columns.trim_end_matches(");").split(" (").nth(1).unwrap();
+        let columns = columns.split(", ").map(str::to_owned).collect();
+        (rest.join("\n"), columns)
+    };
+    assert_eq!(node(&schema), node(SCHEMA));
+}
+
+#[test]
+fn what_a_file_of_an_older_release_lacks_is_empty_to_those_who_only_read() {
+    let fixture = Fixture::new();
+    block_on(|runtime| async move {
+        let engine = fixture.engine(&runtime);
+        let attr = Attr {
+            flags: 0,
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            atime: Timestamp { sec: 5, nsec: 0 },
+            mtime: Timestamp { sec: 6, nsec: 7 },
+            ctime: Timestamp { sec: 8, nsec: 9 },
+            nlink: 1,
+            length: 0,
+            rdev: 0,
+            parent: Ino::ROOT,
+            access_acl: 0,
+            default_acl: 0,
+            tier: 0,
+        };
+        let ino = Ino(2);
+        let write = Write::InsertAttr {
+            ino,
+            attr: attr.clone(),
+        };
+        apply(&engine, vec![write]).await;
+        drop(engine);
+        fixture.execute(OLDER);
+        let before = schema_of(&fixture.raw());
+        let database = fixture.open(OpenMode::ReadOnly).unwrap();
+        let engine = Sqlite::connect(&database, runtime).unwrap();
+        let found = get(&engine, Key::Attr(ino)).await.unwrap();
+        assert_eq!(found, Some(Record::Attr(attr)));
+        for key in [Key::Acl(1), Key::Flocks(ino), Key::Quota(QuotaKey::User(1))] {
+            assert_eq!(get(&engine, key).await.unwrap(), None);
         }
+        let quotas = Scan::Quotas(QuotaKind::Group);
+        assert_eq!(engine.scan(&quotas, None, 9).await.unwrap().items, []);
+        assert!(!engine.is_empty().await.unwrap());
+        assert_eq!(schema_of(&fixture.raw()), before);
+    });
+}
+
+#[test]
+fn a_table_without_a_column_that_every_release_has_is_refused() {
+    let fixture = Fixture::new();
+    fixture.execute("ALTER TABLE jfs_node DROP COLUMN uid");
+    for mode in [OpenMode::Existing, OpenMode::ReadOnly] {
+        let cause = refusal(fixture.open(mode));
+        assert!(
+            cause.contains("column uid of table jfs_node is missing"),
+            "{cause}"
+        );
+    }
+}
+
+#[test]
+fn volumes_with_a_prefix_share_a_file_and_nothing_else() {
+    let fixture = Fixture::new();
+    block_on(|runtime| async move {
+        let open =
+            |prefix| Database::open_prefixed(&fixture.path(), prefix, OpenMode::Create).unwrap();
+        let foo = open(Some("foo"));
+        let engine = Sqlite::connect(&foo, runtime.clone()).unwrap();
+        let setting = Bytes::from_static(b"{}");
+        apply(&engine, vec![Write::PutSetting(setting.clone())]).await;
+        assert_eq!(
+            get(&engine, Key::Setting).await.unwrap(),
+            Some(Record::Bytes(setting))
+        );
+        assert_eq!(fixture.value::<i64>("SELECT count(*) FROM jfs_setting"), 0);
+        assert_eq!(
+            fixture.value::<i64>("SELECT count(*) FROM jfs_foo_setting"),
+            1
+        );
+        let ours: String = schema_of(&fixture.raw())
+            .lines()
+            .filter(|line| line.contains("jfs_foo_"))
+            .map(|line| line.replace("jfs_foo_", "jfs_") + "\n")
+            .collect();
+        let sorted = |text: &str| -> BTreeSet<String> { text.lines().map(str::to_owned).collect() };
+        assert_eq!(sorted(&ours), sorted(SCHEMA));
+        engine.destroy().await.unwrap();
+        assert_eq!(schema_of(&fixture.raw()), SCHEMA);
+        for prefix in ["", "a b", "a`"] {
+            let mode = OpenMode::Create;
+            let refused = Database::open_prefixed(&fixture.path(), Some(prefix), mode);
+            assert!(refusal(refused).contains("prefix"));
+        }
+    });
+}
+
+#[test]
+fn dead_slices_and_pages_of_a_directory_are_ranges_of_an_index() {
+    let fixture = Fixture::new();
+    for (sql, index) in [
+        (
+            "SELECT refs, chunkid, size FROM jfs_chunk_ref WHERE refs<=0 AND refs>=1 \
+             AND (refs>1 OR chunkid>2) ORDER BY refs, chunkid LIMIT 3",
+            "USING INDEX IDX_jfs_chunk_ref_refs (refs>? AND refs<?)",
+        ),
+        (
+            "SELECT name, type, inode FROM jfs_edge WHERE parent=1 AND name>x'00' \
+             ORDER BY name LIMIT 3",
+            "USING INDEX UQE_jfs_edge_edge (parent=? AND name>?)",
+        ),
+    ] {
+        let raw = fixture.raw();
+        let mut statement = raw.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let rows = statement
+            .query_map([], |row| row.get::<_, String>(3))
+            .unwrap();
+        let plan: Vec<String> = rows.map(Result::unwrap).collect();
+        assert!(plan.len() == 1 && plan[0].contains(index), "{plan:?}");
     }
 }
 

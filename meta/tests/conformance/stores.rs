@@ -9,7 +9,7 @@ use sluice_meta::engine::memory::Memory;
 use sluice_meta::engine::redis::Redis;
 use sluice_meta::engine::sqlite::{Database, OpenMode, Sqlite};
 use sluice_meta::runtime::LocalFuture;
-use sluice_meta::types::{AclRule, Ino, Quota};
+use sluice_meta::types::{AclRule, Ino, Quota, QuotaKey};
 
 use crate::redis_server::RedisServer;
 use crate::support::SmolRuntime;
@@ -56,7 +56,7 @@ impl Store for MemoryStore {
     }
 
     fn put_dir_quota(&self, dir: Ino, quota: Quota) -> LocalFuture<'_, ()> {
-        Box::pin(async move { self.0.put_dir_quota(dir, quota) })
+        Box::pin(async move { self.0.put_quota(QuotaKey::Dir(dir), quota) })
     }
 
     fn is_strict(&self) -> bool {

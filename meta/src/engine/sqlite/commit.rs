@@ -23,11 +23,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::Connection;
 
+use super::connection::Connection;
 use super::row::{execute, refused};
-use super::write;
 use super::{Database, pause_before};
+use super::{schema, write};
 use crate::engine::{Counter, EngineResult, Outcome, Txn};
 use crate::error::EngineError;
 use crate::limits;
@@ -39,6 +39,8 @@ pub(super) enum Work {
     Commit(Txn),
     /// Take numbers from a counter.
     Alloc(Counter, i64),
+    /// Remove the volume's tables.
+    Destroy,
 }
 
 /// What it answered.
@@ -47,6 +49,8 @@ pub(super) enum Answer {
     Outcome(Outcome),
     /// To [`Work::Alloc`]: the first number.
     First(u64),
+    /// To [`Work::Destroy`].
+    Destroyed,
 }
 
 /// A request in line.
@@ -272,7 +276,7 @@ fn run_batch(database: &Database, most: usize) -> EngineResult<usize> {
     drop(connection);
     let writes = jobs.iter().map(|job| match &job.work {
         Work::Commit(txn) => txn.writes.len(),
-        Work::Alloc(..) => 1,
+        Work::Alloc(..) | Work::Destroy => 1,
     });
     database.note_writes(writes.sum());
     for (job, answer) in jobs.iter().zip(answers) {
@@ -314,6 +318,9 @@ fn run_job(connection: &Connection, work: &Work) -> EngineResult<Answer> {
         Work::Alloc(counter, count) => {
             in_savepoint(connection, || write::alloc(connection, *counter, *count))
                 .map(Answer::First)
+        }
+        Work::Destroy => {
+            in_savepoint(connection, || schema::remove(connection)).map(|()| Answer::Destroyed)
         }
         Work::Commit(txn) => {
             if let Some(check) = write::failed_check(connection, txn)? {

@@ -21,9 +21,9 @@ use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::Connection;
 
 use super::commit::Line;
+use super::connection::Connection;
 use super::row::{query_one, refused};
 use crate::engine::EngineResult;
 use crate::error::EngineError;

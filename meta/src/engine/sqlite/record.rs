@@ -6,7 +6,10 @@
 
 use super::row::Row;
 use crate::engine::{Counter, EngineResult};
-use crate::types::{AclRule, Attr, Dentry, FileKind, Ino, Quota, Slice, Timestamp};
+use crate::types::{
+    AclRule, Attr, Dentry, FileKind, Flock, Ino, Plock, PlockRange, Quota, QuotaKind, SessionId,
+    Slice, SliceId, Timestamp,
+};
 
 /// The columns of a node in the order in which [`attr`] and [`attr_values`] have them.
 macro_rules! node_columns {
@@ -186,16 +189,162 @@ pub(super) fn quota(row: &Row<'_>, first: usize) -> EngineResult<Quota> {
     })
 }
 
-/// An ACL rule: owner, group, mask, other, and two lists without a count.
-pub(super) fn acl(row: &Row<'_>) -> EngineResult<AclRule> {
+/// Where quotas of a kind are.
+pub(super) struct QuotaTable {
+    /// The table.
+    pub(super) name: &'static str,
+    /// What a row's number is compared with, with the conditions that select the kind before it.
+    pub(super) key: &'static str,
+    /// The column of that number.
+    pub(super) column: &'static str,
+}
+
+impl QuotaTable {
+    /// The table of a kind: users' and groups' share one.
+    pub(super) fn of(kind: QuotaKind) -> QuotaTable {
+        let (name, key, column) = match kind {
+            QuotaKind::Dir => ("jfs_dir_quota", "inode", "inode"),
+            QuotaKind::User => ("jfs_user_group_quota", "qtype=1 AND qkey", "qkey"),
+            QuotaKind::Group => ("jfs_user_group_quota", "qtype=2 AND qkey", "qkey"),
+        };
+        QuotaTable { name, key, column }
+    }
+}
+
+/// An ACL rule from the columns owner, group, mask, other and two lists without a count that start at
+/// column `first`.
+pub(super) fn acl(row: &Row<'_>, first: usize) -> EngineResult<AclRule> {
     Ok(AclRule {
-        owner: row.number_or_zero(0)?,
-        group: row.number_or_zero(1)?,
-        mask: row.number_or_zero(2)?,
-        other: row.number_or_zero(3)?,
-        users: named(row, 4)?,
-        groups: named(row, 5)?,
+        owner: row.number_or_zero(first)?,
+        group: row.number_or_zero(first + 1)?,
+        mask: row.number_or_zero(first + 2)?,
+        other: row.number_or_zero(first + 3)?,
+        users: named(row, first + 4)?,
+        groups: named(row, first + 5)?,
     })
+}
+
+/// A list of named entries as it is stored.
+pub(super) fn encode_named(named: &[(u32, u16)]) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(named.len() * 6);
+    for (id, bits) in named {
+        raw.extend(id.to_be_bytes());
+        raw.extend(bits.to_be_bytes());
+    }
+    raw
+}
+
+/// `R` in the column of a BSD lock's type.
+const FLOCK_SHARED: u8 = b'R';
+/// `W` there.
+const FLOCK_EXCLUSIVE: u8 = b'W';
+
+/// A BSD lock from the columns owner and type that start at column `first`. Owners are stored as signed
+/// numbers.
+pub(super) fn flock(row: &Row<'_>, sid: SessionId, first: usize) -> EngineResult<Flock> {
+    let owner = row.number::<i64>(first)?.cast_unsigned();
+    let exclusive = match row.number(first + 1)? {
+        FLOCK_SHARED => false,
+        FLOCK_EXCLUSIVE => true,
+        other => return Err(row.corrupt(format!("lock type {other} is neither R nor W"))),
+    };
+    Ok(Flock {
+        sid,
+        owner,
+        exclusive,
+    })
+}
+
+/// The type of a BSD lock as it is stored.
+pub(super) fn flock_type(lock: &Flock) -> u8 {
+    if lock.exclusive {
+        FLOCK_EXCLUSIVE
+    } else {
+        FLOCK_SHARED
+    }
+}
+
+/// One owner's POSIX locks from the columns owner and records that start at column `first`.
+pub(super) fn plock(row: &Row<'_>, sid: SessionId, first: usize) -> EngineResult<Plock> {
+    let owner = row.number::<i64>(first)?.cast_unsigned();
+    let raw = row.raw(first + 1)?;
+    let (records, rest) = raw.as_chunks::<24>();
+    if !rest.is_empty() {
+        return Err(row.corrupt(format!("{} bytes are no list of locks", raw.len())));
+    }
+    let ranges: EngineResult<_> = records
+        .iter()
+        .map(|record| {
+            let (kind, record) = first_u32(record);
+            let (pid, record) = first_u32(record);
+            let (start, record) = first_u64(record);
+            let (end, _) = first_u64(record);
+            let write = match kind {
+                0 => false,
+                1 => true,
+                other => return Err(row.corrupt(format!("lock type {other} is not Linux's"))),
+            };
+            Ok(PlockRange {
+                start,
+                end,
+                write,
+                pid,
+            })
+        })
+        .collect();
+    Ok(Plock {
+        sid,
+        owner,
+        ranges: ranges?,
+    })
+}
+
+/// One owner's POSIX locks as they are stored: type (Linux's `F_RDLCK` 0, `F_WRLCK` 1), process, first and
+/// last byte.
+pub(super) fn encode_ranges(ranges: &[PlockRange]) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(ranges.len() * 24);
+    for range in ranges {
+        raw.extend(u32::from(range.write).to_be_bytes());
+        raw.extend(range.pid.to_be_bytes());
+        raw.extend(range.start.to_be_bytes());
+        raw.extend(range.end.to_be_bytes());
+    }
+    raw
+}
+
+/// Slices that another replaced, with their sizes.
+pub(super) fn delayed_slices(row: &Row<'_>, column: usize) -> EngineResult<Vec<(SliceId, u32)>> {
+    let (records, rest) = row.raw(column)?.as_chunks::<12>();
+    if !rest.is_empty() {
+        return Err(row.corrupt("a list of replaced slices is cut off"));
+    }
+    let records = records.iter().map(|record| {
+        let (id, record) = first_u64(record);
+        (SliceId(id), first_u32(record).0)
+    });
+    Ok(records.collect())
+}
+
+/// Slices that another replaced, as they are stored.
+pub(super) fn encode_delayed(slices: &[(SliceId, u32)]) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(slices.len() * 12);
+    for (id, size) in slices {
+        raw.extend(id.0.to_be_bytes());
+        raw.extend(size.to_be_bytes());
+    }
+    raw
+}
+
+/// A number from the front of a record whose length was checked, and what follows it.
+fn first_u32(record: &[u8]) -> (u32, &[u8]) {
+    let (number, rest) = record.split_first_chunk().unwrap_or((&[0; 4], &[]));
+    (u32::from_be_bytes(*number), rest)
+}
+
+/// As [`first_u32`].
+fn first_u64(record: &[u8]) -> (u64, &[u8]) {
+    let (number, rest) = record.split_first_chunk().unwrap_or((&[0; 8], &[]));
+    (u64::from_be_bytes(*number), rest)
 }
 
 fn named(row: &Row<'_>, column: usize) -> EngineResult<Vec<(u32, u16)>> {
@@ -230,6 +379,8 @@ pub(super) fn counter_row(counter: Counter) -> CounterRow {
         Counter::TotalInodes => ("totalInodes", 0, 0),
         Counter::LastCleanupSessions => ("lastCleanupSessions", 0, 0),
         Counter::LastCleanupFiles => ("lastCleanupFiles", 0, 0),
+        Counter::NextCleanupSlices => ("nextCleanupSlices", 0, 0),
+        Counter::LastCleanupTrash => ("lastCleanupTrash", 0, 0),
     };
     CounterRow {
         name,
@@ -245,7 +396,9 @@ pub(super) fn hands_out(counter: Counter) -> bool {
         Counter::UsedSpace
         | Counter::TotalInodes
         | Counter::LastCleanupSessions
-        | Counter::LastCleanupFiles => false,
+        | Counter::LastCleanupFiles
+        | Counter::NextCleanupSlices
+        | Counter::LastCleanupTrash => false,
     }
 }
 

@@ -8,8 +8,9 @@ use std::fmt::Display;
 
 use bytes::Bytes;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, Params};
+use rusqlite::{ErrorCode, Params};
 
+use super::connection::Connection;
 use crate::engine::EngineResult;
 use crate::error::EngineError;
 
@@ -67,7 +68,7 @@ pub(super) fn execute(
     params: impl Params,
 ) -> EngineResult<usize> {
     connection
-        .prepare_cached(sql)
+        .prepare(sql)
         .and_then(|mut it| it.execute(params))
         .map_err(fault)
 }
@@ -80,7 +81,7 @@ pub(super) fn query_one<T>(
     place: Place<'_>,
     decode: impl FnOnce(&Row<'_>) -> EngineResult<T>,
 ) -> EngineResult<Option<T>> {
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let mut statement = connection.prepare(sql).map_err(fault)?;
     let mut rows = statement.query(params).map_err(fault)?;
     let row = rows.next().map_err(fault)?;
     row.map(|row| decode(&Row { row, place })).transpose()
@@ -94,7 +95,7 @@ pub(super) fn query_all<T>(
     place: Place<'_>,
     mut decode: impl FnMut(&Row<'_>) -> EngineResult<T>,
 ) -> EngineResult<Vec<T>> {
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let mut statement = connection.prepare(sql).map_err(fault)?;
     let mut rows = statement.query(params).map_err(fault)?;
     let mut all = Vec::new();
     while let Some(row) = rows.next().map_err(fault)? {

@@ -5,13 +5,17 @@
 //! that concurrent changes by JuiceFS survive. Writes that contradict the rows (an inode inserted twice, a
 //! change of one that is gone) are refused by constraints or by the number of changed rows.
 
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::params_from_iter;
 
+use super::connection::Connection;
 use super::read::{self, id};
-use super::record::{self, NODE_COLUMN_NAMES, counter_row, hands_out, node_columns};
+use super::record::{self, NODE_COLUMN_NAMES, QuotaTable, counter_row, hands_out, node_columns};
 use super::row::{Place, Row, Text, execute, query_one, refused};
 use crate::engine::{Check, Counter, EngineResult, Txn, Write};
-use crate::types::{Attr, ChunkIndex, DirStat, Ino, SessionId, Slice, SliceId, Timestamp};
+use crate::types::{
+    AclRule, Attr, ChunkIndex, DirStat, Ino, QuotaKey, QuotaKind, SessionId, Slice, SliceId,
+    Timestamp,
+};
 
 /// The first check that does not hold.
 pub(super) fn failed_check(connection: &Connection, txn: &Txn) -> EngineResult<Option<usize>> {
@@ -65,12 +69,11 @@ fn holds(connection: &Connection, check: &Check) -> EngineResult<bool> {
             list.starts_with(prefix) && (!whole || list.len() == prefix.len())
         }
         Check::Counter { counter, expect } => read::counter(connection, *counter)? == *expect,
-        Check::Setting(expect) => {
-            let sql = "SELECT value FROM jfs_setting WHERE name='format'";
-            let text = query_one(connection, sql, [], ("jfs_setting", &"format"), |row| {
-                row.bytes(0)
-            })?;
-            text == *expect
+        Check::Setting(expect) => read::setting(connection)? == *expect,
+        Check::Flocks { ino, expect } => read::flocks(connection, *ino)? == *expect,
+        Check::Plocks { ino, expect } => read::plocks(connection, *ino)? == *expect,
+        Check::DelayedSlices { id, time, expect } => {
+            read::delayed_slices(connection, *id, *time)?.as_ref() == Some(expect)
         }
     })
 }
@@ -128,23 +131,35 @@ fn apply_one(connection: &Connection, write: &Write) -> EngineResult<i64> {
         | Write::DeleteParents(_) => apply_name(connection, write),
         Write::AppendChunk { .. }
         | Write::AppendChunkIfPresent { .. }
+        | Write::ReplaceChunkPrefix { .. }
         | Write::DeleteChunk { .. }
         | Write::NewSliceRef { .. }
         | Write::AddSliceRef { .. }
-        | Write::DeleteSliceRef { .. } => apply_data(connection, write),
+        | Write::DeleteSliceRef { .. }
+        | Write::PutDelayedSlices { .. }
+        | Write::DeleteDelayedSlices { .. } => apply_data(connection, write),
         Write::AddCounter { .. }
         | Write::SetCounter { .. }
         | Write::InitDirStat(_)
         | Write::AddDirStat { .. }
         | Write::PutDirStat { .. }
-        | Write::DeleteDirStat(_)
-        | Write::DeleteDirQuota(_) => apply_usage(connection, write),
+        | Write::DeleteDirStat(_) => apply_usage(connection, write),
+        Write::PutQuotaLimits { .. }
+        | Write::PutQuotaUsage { .. }
+        | Write::AddQuotaUsage { .. }
+        | Write::DeleteQuota(_) => apply_quota(connection, write),
+        Write::PutFlock { .. } | Write::DeleteFlock { .. } | Write::PutPlocks { .. } => {
+            apply_lock(connection, write)
+        }
+        Write::InsertAcl(rule) => insert_acl(connection, rule),
         Write::PutSession { .. }
         | Write::DeleteSession(_)
         | Write::AddSustained { .. }
         | Write::DeleteSustained { .. }
         | Write::AddDeletedFile { .. }
         | Write::DeleteDeletedFile { .. }
+        | Write::AddDetached { .. }
+        | Write::DeleteDetached(_)
         | Write::PutSetting(_) => apply_session(connection, write),
     }
 }
@@ -289,6 +304,17 @@ fn apply_data(connection: &Connection, write: &Write) -> EngineResult<i64> {
                        WHERE inode=?1 AND indx=?2 RETURNING length(slices)";
             append(connection, sql, *ino, *index, slices)
         }
+        Write::ReplaceChunkPrefix {
+            ino,
+            index,
+            drop,
+            slices,
+        } => replace_prefix(connection, *ino, *index, *drop, slices),
+        Write::PutDelayedSlices { id, time, slices } => put_delayed(connection, *id, *time, slices),
+        Write::DeleteDelayedSlices { id, time } => {
+            let sql = "DELETE FROM jfs_delslices WHERE chunkid=?1 AND deleted=?2";
+            run(connection, sql, (slice_id(*id), time))
+        }
         Write::DeleteChunk { ino, index } => {
             let sql = "DELETE FROM jfs_chunk WHERE inode=?1 AND indx=?2";
             run(connection, sql, (id(*ino), index.0))
@@ -347,6 +373,169 @@ fn append(
     Ok(bytes.unwrap_or(0) / Slice::BYTES as i64)
 }
 
+/// Rewrites the list as a BLOB, whatever its storage class was.
+fn replace_prefix(
+    connection: &Connection,
+    ino: Ino,
+    index: ChunkIndex,
+    drop: usize,
+    slices: &[Slice],
+) -> EngineResult<i64> {
+    let mut list = read::chunk(connection, ino, index)?.unwrap_or_default();
+    let drop = drop.min(list.len());
+    list.splice(..drop, slices.iter().copied());
+    if list.is_empty() {
+        let sql = "DELETE FROM jfs_chunk WHERE inode=?1 AND indx=?2";
+        return run(connection, sql, (id(ino), index.0));
+    }
+    let sql = "INSERT INTO jfs_chunk (inode, indx, slices) VALUES (?1,?2,?3) \
+               ON CONFLICT (inode, indx) DO UPDATE SET slices=excluded.slices";
+    let params = (id(ino), index.0, record::encode_slices(&list));
+    execute(connection, sql, params)?;
+    Ok(list.len() as i64)
+}
+
+/// See [`read::delayed_slices`] for the key. A slice that is noted with another time is an error of the
+/// caller, and overwriting its note would lose slices.
+fn put_delayed(
+    connection: &Connection,
+    id: SliceId,
+    time: i64,
+    slices: &[(SliceId, u32)],
+) -> EngineResult<i64> {
+    let sql = "INSERT INTO jfs_delslices (chunkid, deleted, slices) VALUES (?1,?2,?3) \
+               ON CONFLICT (chunkid) DO UPDATE SET slices=excluded.slices \
+               WHERE deleted=excluded.deleted";
+    let params = (slice_id(id), time, record::encode_delayed(slices));
+    match execute(connection, sql, params)? {
+        0 => Err(refused(format!(
+            "slice {} replaced others at another time already",
+            id.0
+        ))),
+        _ => Ok(0),
+    }
+}
+
+fn apply_quota(connection: &Connection, write: &Write) -> EngineResult<i64> {
+    let update = |key: &QuotaKey, set: &str, one: i64, two: i64| {
+        let table = QuotaTable::of(key.kind());
+        let sql = format!("UPDATE {} SET {set} WHERE {}=?1", table.name, table.key);
+        let params = (key.number().cast_signed(), one, two);
+        execute(connection, &sql, params).map(|rows| rows as i64)
+    };
+    match write {
+        Write::PutQuotaLimits {
+            key,
+            max_space,
+            max_inodes,
+        } => {
+            let set = "max_space=?2, max_inodes=?3";
+            let known = update(key, set, *max_space, *max_inodes)?;
+            if known == 0 {
+                insert_quota(connection, *key, [*max_space, *max_inodes, 0, 0])?;
+            }
+            Ok(known)
+        }
+        Write::PutQuotaUsage { key, space, inodes } => {
+            update(key, "used_space=?2, used_inodes=?3", *space, *inodes)
+        }
+        Write::AddQuotaUsage { key, space, inodes } => {
+            let set = "used_space=used_space+?2, used_inodes=used_inodes+?3";
+            let known = update(key, set, *space, *inodes)?;
+            if known == 0 && key.kind() != QuotaKind::Dir {
+                insert_quota(connection, *key, [-1, -1, *space, *inodes])?;
+            }
+            Ok(known)
+        }
+        Write::DeleteQuota(QuotaKey::Dir(ino)) => run(
+            connection,
+            "DELETE FROM jfs_dir_quota WHERE inode=?1",
+            [id(*ino)],
+        ),
+        Write::DeleteQuota(key) => update(key, "max_space=?2, max_inodes=?3", -1, -1).map(|_| 0),
+        _ => elsewhere(write),
+    }
+}
+
+/// Values: the two limits, then the two usages.
+fn insert_quota(connection: &Connection, key: QuotaKey, values: [i64; 4]) -> EngineResult<i64> {
+    let sql = match key.kind() {
+        QuotaKind::Dir => {
+            "INSERT INTO jfs_dir_quota (max_space, max_inodes, used_space, used_inodes, inode) \
+             VALUES (?1,?2,?3,?4,?5)"
+        }
+        QuotaKind::User => {
+            "INSERT INTO jfs_user_group_quota \
+             (max_space, max_inodes, used_space, used_inodes, qkey, qtype) VALUES (?1,?2,?3,?4,?5,1)"
+        }
+        QuotaKind::Group => {
+            "INSERT INTO jfs_user_group_quota \
+             (max_space, max_inodes, used_space, used_inodes, qkey, qtype) VALUES (?1,?2,?3,?4,?5,2)"
+        }
+    };
+    let number = key.number().cast_signed();
+    run(
+        connection,
+        sql,
+        params_from_iter(values.into_iter().chain([number])),
+    )
+}
+
+fn insert_acl(connection: &Connection, rule: &AclRule) -> EngineResult<i64> {
+    let sql = "INSERT INTO jfs_acl (owner, `group`, mask, other, named_users, named_groups) \
+               VALUES (?1,?2,?3,?4,?5,?6) RETURNING id";
+    let params = (
+        rule.owner,
+        rule.group,
+        rule.mask,
+        rule.other,
+        record::encode_named(&rule.users),
+        record::encode_named(&rule.groups),
+    );
+    let id = returning(connection, sql, params, ("jfs_acl", &"new rule"))?;
+    id.ok_or_else(|| refused("no id came back for a new ACL rule"))
+}
+
+fn apply_lock(connection: &Connection, write: &Write) -> EngineResult<i64> {
+    match write {
+        Write::PutFlock { ino, lock } => {
+            let sql = "INSERT INTO jfs_flock (inode, sid, owner, ltype) VALUES (?1,?2,?3,?4) \
+                       ON CONFLICT (inode, sid, owner) DO UPDATE SET ltype=excluded.ltype";
+            let kind = record::flock_type(lock);
+            let params = (id(*ino), session(lock.sid), lock.owner.cast_signed(), kind);
+            run(connection, sql, params)
+        }
+        Write::DeleteFlock { ino, sid, owner } => {
+            let sql = "DELETE FROM jfs_flock WHERE inode=?1 AND sid=?2 AND owner=?3";
+            run(
+                connection,
+                sql,
+                (id(*ino), session(*sid), owner.cast_signed()),
+            )
+        }
+        Write::PutPlocks {
+            ino,
+            sid,
+            owner,
+            ranges,
+        } => {
+            let (ino, sid, owner) = (id(*ino), session(*sid), owner.cast_signed());
+            if ranges.is_empty() {
+                let sql = "DELETE FROM jfs_plock WHERE inode=?1 AND sid=?2 AND owner=?3";
+                return run(connection, sql, (ino, sid, owner));
+            }
+            let sql = "INSERT INTO jfs_plock (inode, sid, owner, records) VALUES (?1,?2,?3,?4) \
+                       ON CONFLICT (inode, sid, owner) DO UPDATE SET records=excluded.records";
+            run(
+                connection,
+                sql,
+                (ino, sid, owner, record::encode_ranges(ranges)),
+            )
+        }
+        _ => elsewhere(write),
+    }
+}
+
 fn apply_usage(connection: &Connection, write: &Write) -> EngineResult<i64> {
     match write {
         Write::AddCounter { counter, delta } => {
@@ -380,11 +569,6 @@ fn apply_usage(connection: &Connection, write: &Write) -> EngineResult<i64> {
             "DELETE FROM jfs_dir_stats WHERE inode=?1",
             [id(*ino)],
         ),
-        Write::DeleteDirQuota(ino) => run(
-            connection,
-            "DELETE FROM jfs_dir_quota WHERE inode=?1",
-            [id(*ino)],
-        ),
         _ => elsewhere(write),
     }
 }
@@ -411,9 +595,12 @@ fn apply_session(connection: &Connection, write: &Write) -> EngineResult<i64> {
         }
         Write::DeleteSession(sid) => {
             // Nobody would ever find the locks again.
-            for table in ["jfs_flock", "jfs_plock", "jfs_session2"] {
-                let sql = format!("DELETE FROM {table} WHERE sid=?1");
-                execute(connection, &sql, [session(*sid)])?;
+            for sql in [
+                "DELETE FROM jfs_flock WHERE sid=?1",
+                "DELETE FROM jfs_plock WHERE sid=?1",
+                "DELETE FROM jfs_session2 WHERE sid=?1",
+            ] {
+                execute(connection, sql, [session(*sid)])?;
             }
             Ok(0)
         }
@@ -435,6 +622,16 @@ fn apply_session(connection: &Connection, write: &Write) -> EngineResult<i64> {
         Write::DeleteDeletedFile { ino, .. } => run(
             connection,
             "DELETE FROM jfs_delfile WHERE inode=?1",
+            [id(*ino)],
+        ),
+        Write::AddDetached { ino, time } => {
+            let sql = "INSERT INTO jfs_detached_node (inode, added) VALUES (?1,?2) \
+                       ON CONFLICT (inode) DO UPDATE SET added=excluded.added";
+            run(connection, sql, (id(*ino), time))
+        }
+        Write::DeleteDetached(ino) => run(
+            connection,
+            "DELETE FROM jfs_detached_node WHERE inode=?1",
             [id(*ino)],
         ),
         Write::PutSetting(text) => put_setting(connection, text),
