@@ -33,13 +33,15 @@ impl Store {
     /// Opens the store that `url` names. A Redis server is first spoken to by [`Store::connect`].
     pub fn open(url: &MetaUrl, access: Access) -> EngineResult<Store> {
         match url {
-            MetaUrl::Sqlite(path) => {
+            MetaUrl::Sqlite(url) => {
                 let mode = match access {
                     Access::Create => OpenMode::Create,
                     Access::ReadWrite => OpenMode::Existing,
                     Access::ReadOnly => OpenMode::ReadOnly,
                 };
-                Ok(Store::Sqlite(Database::open(path, mode)?))
+                let prefix = url.table_prefix.as_deref();
+                let database = Database::open_prefixed(&url.path, prefix, mode)?;
+                Ok(Store::Sqlite(database))
             }
             MetaUrl::Redis(url) => Ok(Store::Redis(url.clone())),
         }

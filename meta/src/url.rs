@@ -13,6 +13,8 @@ use crate::runtime::Address;
 
 /// Port of a Redis server when the URL has none.
 const REDIS_PORT: u16 = 6379;
+/// Port of a Redis Sentinel when the URL has none.
+const SENTINEL_PORT: u16 = 26379;
 
 /// Parameters of JuiceFS's SQLite URLs that tune its driver's connections; this engine sets its own.
 const SQLITE_IGNORED: &[&str] = &[
@@ -107,22 +109,49 @@ fn malformed(problem: impl Into<String>) -> UrlError {
 /// A parsed metadata URL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MetaUrl {
-    /// A SQLite file.
-    Sqlite(PathBuf),
+    /// A volume in a SQLite file.
+    Sqlite(SqliteUrl),
     /// A logical database of a Redis server.
     Redis(RedisUrl),
 }
 
-/// A logical database of one Redis server.
+/// A volume in a SQLite file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SqliteUrl {
+    /// The file.
+    pub path: PathBuf,
+    /// Its tables are called `jfs_PREFIX_...` (`table_prefix=PREFIX`), without one `jfs_...`.
+    pub table_prefix: Option<String>,
+}
+
+/// Where a volume's Redis server is to be found.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RedisHosts {
+    /// One server. If it says that it is a node of a Redis Cluster, it names the others.
+    Single(Address),
+    /// The master that sentinels know by a name.
+    Sentinel {
+        /// Name of the master.
+        master: String,
+        /// Where the sentinels listen.
+        sentinels: Vec<Address>,
+        /// Password of the sentinels, which is not that of the master.
+        password: Option<String>,
+    },
+    /// Nodes of a Redis Cluster, which name the others.
+    Cluster(Vec<Address>),
+}
+
+/// A logical database of a Redis server, or a volume in a Redis Cluster.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    /// Where the server listens.
-    pub address: Address,
+    /// Where the server is to be found.
+    pub hosts: RedisHosts,
     /// ACL user; the server's default user if absent.
     pub user: Option<String>,
     /// Password of the user.
     pub password: Option<String>,
-    /// Number of the logical database.
+    /// Number of the logical database; in a cluster, that of the volume: its keys begin with `{db}`.
     pub db: u32,
 }
 
@@ -151,9 +180,21 @@ impl MetaUrl {
             }),
         }
     }
+
+    /// Sets the password that sentinels ask for (from `SENTINEL_PASSWORD`). Does nothing to URLs without
+    /// sentinels.
+    #[must_use]
+    pub fn with_sentinel_password(mut self, secret: Option<String>) -> MetaUrl {
+        if let MetaUrl::Redis(url) = &mut self
+            && let RedisHosts::Sentinel { password, .. } = &mut url.hosts
+        {
+            *password = secret.filter(|text| !text.is_empty());
+        }
+        self
+    }
 }
 
-fn parse_sqlite(rest: &str) -> Result<PathBuf, UrlError> {
+fn parse_sqlite(rest: &str) -> Result<SqliteUrl, UrlError> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     if path.is_empty() || path.ends_with('/') {
         return Err(malformed(
@@ -165,15 +206,32 @@ fn parse_sqlite(rest: &str) -> Result<PathBuf, UrlError> {
             "`{path}` is not the path of a file: write sqlite3://PATH"
         )));
     }
-    for (name, _) in parameters(query) {
-        if !SQLITE_IGNORED.contains(&name) {
+    let mut table_prefix = None;
+    for (name, value) in parameters(query) {
+        if name == "table_prefix" {
+            table_prefix = parse_table_prefix(value)?;
+        } else if !SQLITE_IGNORED.contains(&name) {
             return Err(UrlError::UnknownParameter {
                 scheme: "sqlite3",
                 name: name.to_owned(),
             });
         }
     }
-    Ok(PathBuf::from(path))
+    Ok(SqliteUrl {
+        path: PathBuf::from(path),
+        table_prefix,
+    })
+}
+
+/// Names of tables are not quoted everywhere, so a prefix is made of what needs no quotes; empty is none.
+fn parse_table_prefix(value: &str) -> Result<Option<String>, UrlError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if !value.bytes().all(plain) {
+        return Err(malformed(format!(
+            "table prefix `{value}` cannot be used: write letters, digits and _ only"
+        )));
+    }
+    Ok((!value.is_empty()).then(|| value.to_owned()))
 }
 
 fn parse_redis(rest: &str, env_password: Option<&str>) -> Result<RedisUrl, UrlError> {
@@ -181,14 +239,13 @@ fn parse_redis(rest: &str, env_password: Option<&str>) -> Result<RedisUrl, UrlEr
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = location.split_once('/').unwrap_or((location, ""));
     let (login, hosts) = split_login(authority)?;
-    refuse_many_hosts(hosts)?;
-    let (host, port) = split_port(hosts)?;
+    let hosts = parse_hosts(hosts)?;
     let path_db = match path.trim_matches('/') {
         "" => None,
         number => Some(parse_db(number)?),
     };
     let db = query_db("redis", query)?.or(path_db).unwrap_or(0);
-    Ok(login.into_url(Address::Tcp(host, port), db, env_password))
+    Ok(login.into_url(hosts, db, env_password))
 }
 
 fn parse_unix(rest: &str, env_password: Option<&str>) -> Result<RedisUrl, UrlError> {
@@ -213,8 +270,8 @@ fn parse_unix(rest: &str, env_password: Option<&str>) -> Result<RedisUrl, UrlErr
         )));
     }
     let db = query_db("unix", query)?.unwrap_or(0);
-    let address = Address::Unix(PathBuf::from(OsString::from_vec(path)));
-    Ok(login.into_url(address, db, env_password))
+    let hosts = RedisHosts::Single(Address::Unix(PathBuf::from(OsString::from_vec(path))));
+    Ok(login.into_url(hosts, db, env_password))
 }
 
 /// User and password as the URL has them.
@@ -224,14 +281,14 @@ struct Login {
 }
 
 impl Login {
-    fn into_url(self, address: Address, db: u32, env_password: Option<&str>) -> RedisUrl {
+    fn into_url(self, hosts: RedisHosts, db: u32, env_password: Option<&str>) -> RedisUrl {
         let from_env = || {
             env_password
                 .filter(|text| !text.is_empty())
                 .map(str::to_owned)
         };
         RedisUrl {
-            address,
+            hosts,
             user: self.user,
             password: self.password.or_else(from_env),
             db,
@@ -263,23 +320,41 @@ fn split_login(authority: &str) -> Result<(Login, &str), UrlError> {
 }
 
 /// `master,sentinel1,sentinel2:port` is Sentinel, `host1:port,host2:port` is Cluster: the order of the first
-/// comma and colon tells, as in JuiceFS.
-fn refuse_many_hosts(hosts: &str) -> Result<(), UrlError> {
+/// comma and colon tells, as in JuiceFS. The last sentinel's port is that of all who have none.
+fn parse_hosts(hosts: &str) -> Result<RedisHosts, UrlError> {
     let Some(comma) = hosts.find(',') else {
-        return Ok(());
+        return split_port(hosts, REDIS_PORT).map(RedisHosts::Single);
     };
-    let sentinel = hosts.find(':').is_none_or(|colon| comma < colon);
-    let what = if sentinel {
-        "Redis behind Sentinel"
-    } else {
-        "Redis Cluster"
+    let places = |list: &str, port: u16| {
+        list.split(',')
+            .map(|host| match host {
+                "" => Err(malformed("there is an empty host between the commas")),
+                host => split_port(host, port),
+            })
+            .collect::<Result<Vec<Address>, UrlError>>()
     };
-    Err(UrlError::NotBuilt {
-        what: what.to_owned(),
+    if hosts.find(':').is_some_and(|colon| colon < comma) {
+        return places(hosts, REDIS_PORT).map(RedisHosts::Cluster);
+    }
+    let (master, sentinels) = (&hosts[..comma], &hosts[comma + 1..]);
+    if master.is_empty() || sentinels.is_empty() {
+        return Err(malformed(
+            "write redis://MASTER-NAME,SENTINEL1,SENTINEL2:PORT/DB for a master behind sentinels",
+        ));
+    }
+    let last = sentinels.rsplit(',').next().unwrap_or_default();
+    let port = match split_port(last, SENTINEL_PORT)? {
+        Address::Tcp(_, port) => port,
+        Address::Unix(_) => SENTINEL_PORT,
+    };
+    Ok(RedisHosts::Sentinel {
+        master: master.to_owned(),
+        sentinels: places(sentinels, port)?,
+        password: None,
     })
 }
 
-fn split_port(authority: &str) -> Result<(String, u16), UrlError> {
+fn split_port(authority: &str, default: u16) -> Result<Address, UrlError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, after) = rest
@@ -298,13 +373,13 @@ fn split_port(authority: &str) -> Result<(String, u16), UrlError> {
     }
     let host = if host.is_empty() { "localhost" } else { host };
     let port = match port {
-        "" => REDIS_PORT,
+        "" => default,
         // The text is not shown: an `@` forgotten in `user:password@host` would put a password here.
         text => text.parse().map_err(|_| {
             malformed("the port is not a number between 0 and 65535: write redis://HOST:PORT/DB")
         })?,
     };
-    Ok((host.to_owned(), port))
+    Ok(Address::Tcp(host.to_owned(), port))
 }
 
 fn parse_db(text: &str) -> Result<u32, UrlError> {
@@ -362,7 +437,13 @@ fn percent_decode(text: &str) -> Option<Vec<u8>> {
 impl fmt::Display for MetaUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MetaUrl::Sqlite(path) => write!(f, "sqlite3://{}", path.display()),
+            MetaUrl::Sqlite(url) => {
+                write!(f, "sqlite3://{}", url.path.display())?;
+                match &url.table_prefix {
+                    Some(prefix) => write!(f, "?table_prefix={prefix}"),
+                    None => Ok(()),
+                }
+            }
             MetaUrl::Redis(url) => url.fmt(f),
         }
     }
@@ -376,13 +457,35 @@ impl fmt::Display for RedisUrl {
             None if user.is_empty() => String::new(),
             None => format!("{user}@"),
         };
-        match &self.address {
-            Address::Tcp(host, port) if host.contains(':') => {
-                write!(f, "redis://{login}[{host}]:{port}/{}", self.db)
+        match &self.hosts {
+            RedisHosts::Single(Address::Unix(path)) => {
+                write!(f, "unix://{login}{}?db={}", path.display(), self.db)
             }
-            Address::Tcp(host, port) => write!(f, "redis://{login}{host}:{port}/{}", self.db),
-            Address::Unix(path) => write!(f, "unix://{login}{}?db={}", path.display(), self.db),
+            hosts => write!(f, "redis://{login}{hosts}/{}", self.db),
         }
+    }
+}
+
+/// As the URL has them; a Unix socket by its path.
+impl fmt::Display for RedisHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |places: &[Address]| {
+            let places: Vec<String> = places.iter().map(Address::to_string).collect();
+            places.join(",")
+        };
+        match self {
+            RedisHosts::Single(address) => address.fmt(f),
+            RedisHosts::Sentinel {
+                master, sentinels, ..
+            } => write!(f, "{master},{}", list(sentinels)),
+            RedisHosts::Cluster(nodes) => f.write_str(&list(nodes)),
+        }
+    }
+}
+
+impl fmt::Debug for RedisHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisHosts({self})")
     }
 }
 
@@ -430,6 +533,20 @@ mod tests {
             ),
             (
                 "sqlite3://m.db?cache=shared&_journal=WAL&_timeout=5000",
+                None,
+                "sqlite3://m.db",
+                "",
+                "",
+            ),
+            (
+                "sqlite3://m.db?table_prefix=a_1&cache=shared",
+                None,
+                "sqlite3://m.db?table_prefix=a_1",
+                "",
+                "",
+            ),
+            (
+                "sqlite3://m.db?table_prefix=",
                 None,
                 "sqlite3://m.db",
                 "",
@@ -522,8 +639,54 @@ mod tests {
                 "secret",
             ),
             ("unix:///a%20b.sock", None, "unix:///a b.sock?db=0", "", ""),
+            (
+                "redis://me:secret@main,s1,[::1],s3:7/1",
+                None,
+                "redis://me:****@main,s1:7,[::1]:7,s3:7/1",
+                "me",
+                "secret",
+            ),
+            (
+                "redis://main,s1:8,s2/1",
+                None,
+                "redis://main,s1:8,s2:26379/1",
+                "",
+                "",
+            ),
+            ("redis://main,s1", None, "redis://main,s1:26379/0", "", ""),
+            (
+                "redis://:secret@h1:7000,h2:7001,h3/2",
+                None,
+                "redis://:****@h1:7000,h2:7001,h3:6379/2",
+                "",
+                "secret",
+            ),
         ] {
             check(text, env, Ok((display, user, password)));
+        }
+    }
+
+    #[test]
+    fn the_sentinels_have_a_password_of_their_own() {
+        for (text, secret, expected) in [
+            ("redis://:a@main,s1/1", Some("secret"), Some("secret")),
+            ("redis://:a@main,s1/1", Some(""), None),
+            ("redis://:a@main,s1/1", None, None),
+            ("redis://:a@h1/1", Some("secret"), None),
+        ] {
+            let url = MetaUrl::parse(text, None).unwrap();
+            let url = url.with_sentinel_password(secret.map(str::to_owned));
+            let shown = format!("{url} {url:?}");
+            assert!(!shown.contains("secret"), "{shown}");
+            let MetaUrl::Redis(url) = url else {
+                panic!("{url:?}")
+            };
+            let found = match &url.hosts {
+                RedisHosts::Sentinel { password, .. } => password.as_deref(),
+                _ => None,
+            };
+            assert_eq!(found, expected, "{text}");
+            assert_eq!(url.password.as_deref(), Some("a"));
         }
     }
 
@@ -535,7 +698,8 @@ mod tests {
             ("sqlite3://", "path of a file"),
             ("sqlite3:///var/lib/", "path of a file"),
             ("sqlite3://:memory:", "not the path of a file"),
-            ("sqlite3://m.db?table_prefix=x", "parameter `table_prefix`"),
+            ("sqlite3://m.db?table_prefix=a-b", "table prefix `a-b`"),
+            ("sqlite3://m.db?prefix=x", "parameter `prefix`"),
             ("redis://h?colour=red", "parameter `colour`"),
             ("redis://h/x", "database `x`"),
             ("redis://h/-1", "database `-1`"),
@@ -545,18 +709,11 @@ mod tests {
             ("redis://:se#cret@h", "%23"),
             ("redis://:secret%zz@h", "bad % escape"),
             ("redis://[::1", "not closed"),
-            (
-                "redis://master,s1,s2:26379/1",
-                "Redis behind Sentinel is not supported",
-            ),
-            (
-                "redis://master,s1/1",
-                "Redis behind Sentinel is not supported",
-            ),
-            (
-                "redis://:secret@h1:7000,h2:7000/1",
-                "Redis Cluster is not supported",
-            ),
+            ("redis://,s1:1/1", "MASTER-NAME"),
+            ("redis://master,/1", "MASTER-NAME"),
+            ("redis://master,s1,,s2:1/1", "empty host"),
+            ("redis://h1:7000,/1", "empty host"),
+            ("redis://h1:7000,h2:secret/1", "port is not a number"),
             ("rediss://:secret@h/1", "Redis over TLS is not supported"),
             (
                 "mysql://u:secret@(h:3306)/db",

@@ -22,7 +22,8 @@ use sluice_meta::error::EngineError;
 use sluice_meta::limits;
 use sluice_meta::runtime::{Address, LocalFuture, Runtime, Stream};
 use sluice_meta::types::{
-    Attr, ChunkIndex, Dentry, DirStat, FileKind, Ino, SessionId, Slice, SliceId, Timestamp,
+    AclRule, Attr, ChunkIndex, Dentry, DirStat, FileKind, Flock, Ino, Plock, PlockRange, Quota,
+    QuotaKey, QuotaKind, SessionId, Slice, SliceId, Timestamp,
 };
 use sluice_meta::url::RedisUrl;
 use support::{SmolRuntime, block_on};
@@ -1245,5 +1246,530 @@ fn a_sessions_locks_go_with_it() {
         assert_eq!(left(&mut client, "lockp10"), ["8_0000000000000001"]);
         let gone: i64 = ask(&mut client, &["EXISTS", "lockp9", "locked7"]);
         assert_eq!(gone, 0);
+    });
+}
+
+async fn one(engine: &Redis, key: Key) -> Option<Record> {
+    engine.read(&[key]).await.expect("read").remove(0)
+}
+
+async fn scan_all(engine: &Redis, scan: Scan) -> Vec<Item> {
+    let (mut items, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = engine
+            .scan(&scan, cursor.as_ref(), 10)
+            .await
+            .expect("scanned");
+        items.extend(page.items);
+        cursor = page.next;
+        if cursor.is_none() {
+            return items;
+        }
+    }
+}
+
+/// Whether `check` holds.
+async fn holds(engine: &Redis, check: Check) -> bool {
+    let txn = Txn {
+        checks: vec![check],
+        writes: Vec::new(),
+    };
+    matches!(engine.commit(txn).await, Ok(Outcome::Committed(_)))
+}
+
+#[test]
+fn locks_are_stored_as_juicefs_stores_them() {
+    with_redis(|server, engine| async move {
+        let mut client = server.client();
+        let (ino, sid) = (Ino(9), SessionId(7));
+        let flock = |owner, exclusive| Flock {
+            sid,
+            owner,
+            exclusive,
+        };
+        let ranges = vec![PlockRange {
+            start: 0,
+            end: 99,
+            write: true,
+            pid: 5,
+        }];
+        let plock = Plock {
+            sid,
+            owner: 0xAB,
+            ranges: ranges.clone(),
+        };
+        let put_plock = |ranges: Vec<PlockRange>| Write::PutPlocks {
+            ino,
+            sid,
+            owner: 0xAB,
+            ranges,
+        };
+        let put = |lock| Write::PutFlock { ino, lock };
+        write(
+            &engine,
+            vec![
+                put(flock(0xAB, true)),
+                put(flock(1, false)),
+                put_plock(ranges),
+            ],
+        )
+        .await
+        .expect("committed");
+        for (words, expected) in [
+            (["HGET", "lockf9", "7_00000000000000AB"], "W"),
+            (["HGET", "lockf9", "7_0000000000000001"], "R"),
+            (["SISMEMBER", "locked7", "lockf9"], "1"),
+            (["SISMEMBER", "locked7", "lockp9"], "1"),
+        ] {
+            let found: String = ask(&mut client, &words);
+            assert_eq!(found, expected, "{words:?}");
+        }
+        let raw: Vec<u8> = ask(&mut client, &["HGET", "lockp9", "7_00000000000000AB"]);
+        assert_eq!(
+            raw,
+            [
+                0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 99
+            ]
+        );
+
+        let flocks = vec![flock(1, false), flock(0xAB, true)];
+        let found = one(&engine, Key::Flocks(ino)).await;
+        assert_eq!(found, Some(Record::Flocks(flocks.clone())));
+        let found = one(&engine, Key::Plocks(ino)).await;
+        assert_eq!(found, Some(Record::Plocks(vec![plock.clone()])));
+        let expect = |expect| Check::Flocks { ino, expect };
+        assert!(holds(&engine, expect(flocks.clone())).await);
+        assert!(!holds(&engine, expect(vec![flock(0xAB, true)])).await);
+        assert!(!holds(&engine, expect(vec![flock(1, true), flock(0xAB, true)])).await);
+        let expect = |expect| Check::Plocks { ino, expect };
+        assert!(holds(&engine, expect(vec![plock.clone()])).await);
+        assert!(!holds(&engine, expect(Vec::new())).await);
+        // A write lock of a client on macOS, and an owner that holds nothing.
+        let other = [&[0, 0, 0, 3], &raw[4..]].concat();
+        let _: i64 = redis::cmd("HSET")
+            .arg("lockp9")
+            .arg("7_00000000000000AB")
+            .arg(other)
+            .arg("8_0000000000000001")
+            .arg("")
+            .query(&mut client)
+            .expect("stored");
+        assert!(holds(&engine, expect(vec![plock.clone()])).await);
+
+        let mut items = scan_all(&engine, Scan::SessionLocks(sid)).await;
+        items.sort_by_key(|item| format!("{item:?}"));
+        let mut expected: Vec<Item> = flocks
+            .into_iter()
+            .map(|lock| Item::Flock { ino, lock })
+            .collect();
+        expected.push(Item::Plock { ino, lock: plock });
+        expected.sort_by_key(|item| format!("{item:?}"));
+        assert_eq!(items, expected);
+
+        // The note of the session goes with its last lock on the inode.
+        for (owner, left) in [(1, 1), (0xAB, 0)] {
+            let delete = Write::DeleteFlock { ino, sid, owner };
+            write(&engine, vec![delete]).await.expect("committed");
+            let noted: i64 = ask(&mut client, &["SISMEMBER", "locked7", "lockf9"]);
+            assert_eq!(noted, left, "{owner}");
+        }
+        write(&engine, vec![put_plock(Vec::new())])
+            .await
+            .expect("committed");
+        let noted: i64 = ask(&mut client, &["EXISTS", "locked7", "lockf9"]);
+        assert_eq!(noted, 0);
+        assert_eq!(one(&engine, Key::Plocks(ino)).await, None);
+    });
+}
+
+#[test]
+fn quotas_exist_by_their_used_inodes() {
+    with_redis(|server, engine| async move {
+        let mut client = server.client();
+        for (key, hash) in [
+            (QuotaKey::Dir(Ino(5)), "dirQuota"),
+            (QuotaKey::User(5), "userQuota"),
+            (QuotaKey::Group(5), "groupQuota"),
+        ] {
+            let used = format!("{hash}UsedInodes");
+            let is_dir = key.kind() == QuotaKind::Dir;
+            let add = Write::AddQuotaUsage {
+                key,
+                space: -4096,
+                inodes: 2,
+            };
+            // Limits alone are not a quota.
+            let _: i64 = ask(&mut client, &["HSET", hash, "5", "0123456789abcdef"]);
+            assert_eq!(one(&engine, Key::Quota(key)).await, None);
+            assert_eq!(scan_all(&engine, Scan::Quotas(key.kind())).await, []);
+            let _: i64 = ask(&mut client, &["DEL", hash]);
+            let put_usage = Write::PutQuotaUsage {
+                key,
+                space: 1,
+                inodes: 1,
+            };
+            assert_eq!(write(&engine, vec![put_usage.clone()]).await.unwrap(), [0]);
+            assert_eq!(write(&engine, vec![add.clone()]).await.unwrap(), [0]);
+            let made: i64 = ask(&mut client, &["HEXISTS", &used, "5"]);
+            assert_eq!(made, i64::from(!is_dir));
+            let put = Write::PutQuotaLimits {
+                key,
+                max_space: 1 << 60,
+                max_inodes: -1,
+            };
+            let known = i64::from(!is_dir);
+            assert_eq!(write(&engine, vec![put]).await.unwrap(), [known]);
+            let raw: Vec<u8> = ask(&mut client, &["HGET", hash, "5"]);
+            assert_eq!(raw, [&[0x10, 0, 0, 0, 0, 0, 0, 0], &[0xFF; 8][..]].concat());
+            assert_eq!(write(&engine, vec![put_usage, add]).await.unwrap(), [1, 1]);
+            let quota = Quota {
+                max_space: 1 << 60,
+                max_inodes: -1,
+                used_space: -4095,
+                used_inodes: 3,
+            };
+            assert_eq!(
+                one(&engine, Key::Quota(key)).await,
+                Some(Record::Quota(quota))
+            );
+            let items = scan_all(&engine, Scan::Quotas(key.kind())).await;
+            assert_eq!(items, [Item::Quota { key, quota }]);
+
+            let delete = vec![Write::DeleteQuota(key)];
+            assert_eq!(write(&engine, delete).await.unwrap(), [0]);
+            let left = (!is_dir).then_some(Record::Quota(Quota {
+                max_space: -1,
+                ..quota
+            }));
+            assert_eq!(one(&engine, Key::Quota(key)).await, left);
+        }
+    });
+}
+
+#[test]
+fn notes_and_rules_are_stored_as_juicefs_stores_them() {
+    with_redis(|server, engine| async move {
+        let mut client = server.client();
+        let rule = AclRule {
+            owner: 7,
+            group: 5,
+            mask: 5,
+            other: 0,
+            users: vec![(1000, 6)],
+            groups: Vec::new(),
+        };
+        let (id, time) = (SliceId(12), 1_700_000_000);
+        let slices = vec![(SliceId(3), 100), (SliceId(4), 4096)];
+        // Number 1 is in use although the counter does not know of it.
+        let _: i64 = ask(&mut client, &["HSET", "acl", "1", "\0\0"]);
+        let dead = |id, delta| Write::AddSliceRef {
+            id: SliceId(id),
+            size: 9,
+            delta,
+        };
+        let results = write(
+            &engine,
+            vec![
+                Write::InsertAcl(rule.clone()),
+                Write::PutDelayedSlices {
+                    id,
+                    time,
+                    slices: slices.clone(),
+                },
+                Write::AddDetached { ino: Ino(5), time },
+                dead(20, -1),
+                dead(21, 1),
+            ],
+        )
+        .await
+        .expect("committed");
+        assert_eq!(results, [2, 0, 0, 0, 2]);
+        let _: i64 = ask(&mut client, &["HDEL", "acl", "1"]);
+        let last: String = ask(&mut client, &["GET", "aclMaxId"]);
+        assert_eq!(last, "2");
+        let raw: Vec<u8> = ask(&mut client, &["HGET", "delSlices", "12_1700000000"]);
+        assert_eq!(
+            raw,
+            [
+                0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 16, 0
+            ]
+        );
+        let score: String = ask(&mut client, &["ZSCORE", "detachedNodes", "5"]);
+        assert_eq!(score, "1700000000");
+        assert_eq!(
+            one(&engine, Key::Acl(2)).await,
+            Some(Record::Acl(rule.clone()))
+        );
+        let note = slices.clone();
+        for (scan, item) in [
+            (Scan::Acls, Item::Acl { id: 2, rule }),
+            (
+                Scan::DelayedSlices,
+                Item::DelayedSlices {
+                    id,
+                    time,
+                    slices: note,
+                },
+            ),
+            (Scan::Detached, Item::Detached { ino: Ino(5), time }),
+            (
+                Scan::DeadSlices,
+                Item::DeadSlice {
+                    id: SliceId(20),
+                    size: 9,
+                },
+            ),
+        ] {
+            assert_eq!(scan_all(&engine, scan).await, [item]);
+        }
+        let check = |expect| Check::DelayedSlices { id, time, expect };
+        assert!(holds(&engine, check(slices.clone())).await);
+        assert!(!holds(&engine, check(slices[..1].to_vec())).await);
+        let delete = vec![
+            Write::DeleteDelayedSlices { id, time },
+            Write::DeleteDetached(Ino(5)),
+        ];
+        write(&engine, delete).await.expect("committed");
+        assert!(!holds(&engine, check(slices)).await);
+        assert!(!holds(&engine, check(Vec::new())).await);
+        let left: i64 = ask(&mut client, &["EXISTS", "delSlices", "detachedNodes"]);
+        assert_eq!(left, 0);
+    });
+}
+
+#[test]
+fn a_chunks_front_is_replaced_in_order() {
+    with_redis(|_server, engine| async move {
+        let (ino, index) = (Ino(2), ChunkIndex(0));
+        let slices = |ids: std::ops::Range<u64>| -> Vec<Slice> {
+            ids.map(|id| Slice {
+                pos: 0,
+                id: SliceId(id),
+                size: 1,
+                off: 0,
+                len: 1,
+            })
+            .collect()
+        };
+        let replace = |drop, slices| Write::ReplaceChunkPrefix {
+            ino,
+            index,
+            drop,
+            slices,
+        };
+        let append = Write::AppendChunk {
+            ino,
+            index,
+            slices: slices(1..6),
+        };
+        // More than one command can push.
+        for (step, count, expected) in [
+            (append, 5, slices(1..6)),
+            (
+                replace(3, slices(100..2600)),
+                2502,
+                [slices(100..2600), slices(4..6)].concat(),
+            ),
+            (
+                replace(2500, slices(7..9)),
+                4,
+                [slices(7..9), slices(4..6)].concat(),
+            ),
+            (
+                replace(0, slices(6..7)),
+                5,
+                [slices(6..9), slices(4..6)].concat(),
+            ),
+            (replace(3, Vec::new()), 2, slices(4..6)),
+        ] {
+            assert_eq!(write(&engine, vec![step]).await.unwrap(), [count]);
+            let found = one(&engine, Key::Chunk { ino, index }).await;
+            assert_eq!(found, Some(Record::Slices(expected.clone())));
+            let items = scan_all(&engine, Scan::AllChunks).await;
+            let slices = expected;
+            assert_eq!(items, [Item::FileChunk { ino, index, slices }]);
+        }
+        let all = vec![replace(9, Vec::new())];
+        assert_eq!(write(&engine, all).await.unwrap(), [0]);
+        assert_eq!(one(&engine, Key::Chunk { ino, index }).await, None);
+    });
+}
+
+/// Inode numbers beyond 2^53 are met on the way: in the trash, and where a script must not round.
+#[test]
+fn walks_along_paths() {
+    with_redis(|server, engine| async move {
+        let mut client = server.client();
+        let big = Ino((1 << 53) + 1);
+        let hour = Ino(Ino::TRASH.0 + 1);
+        let dir = |parent| Attr {
+            parent,
+            ..attr(FileKind::Directory)
+        };
+        let link = |parent, text: &str, ino| Write::InsertDentry {
+            parent,
+            name: name(text),
+            dentry: Dentry {
+                kind: FileKind::Directory,
+                ino,
+            },
+        };
+        let insert = |ino, attr| Write::InsertAttr { ino, attr };
+        let file = Attr {
+            parent: big,
+            ..attr(FileKind::File)
+        };
+        let (root, top, last) = (dir(Ino::ROOT), dir(Ino::ROOT), Ino(u64::MAX));
+        write(
+            &engine,
+            vec![
+                insert(Ino::ROOT, root.clone()),
+                insert(big, top.clone()),
+                insert(last, file.clone()),
+                insert(Ino::TRASH, dir(Ino::ROOT)),
+                insert(hour, dir(Ino::TRASH)),
+                insert(Ino(8), dir(hour)),
+                link(Ino::ROOT, "a", big),
+                link(big, "b", last),
+                link(big, "gone", Ino(77)),
+                link(last, "never", big),
+            ],
+        )
+        .await
+        .expect("committed");
+        let both = vec![(big, top.clone()), (last, file)];
+        for (names, expected) in [
+            (vec!["a", "b"], both.clone()),
+            (vec!["a", "b", "never"], both.clone()),
+            (vec!["a", "gone", "x"], vec![(big, top.clone())]),
+            (vec!["a", "missing", "b"], vec![(big, top.clone())]),
+            (vec!["missing"], Vec::new()),
+            (Vec::new(), Vec::new()),
+        ] {
+            let key = Key::Path {
+                from: Ino::ROOT,
+                names: names.iter().map(|text| name(text)).collect(),
+            };
+            assert_eq!(
+                one(&engine, key).await,
+                Some(Record::Path(expected)),
+                "{names:?}"
+            );
+        }
+        let trash = (Ino::TRASH, dir(Ino::ROOT));
+        for (ino, expected) in [
+            (last, vec![(big, top), (Ino::ROOT, root.clone())]),
+            (big, vec![(Ino::ROOT, root)]),
+            (Ino::ROOT, Vec::new()),
+            (Ino::TRASH, Vec::new()),
+            (Ino(99), Vec::new()),
+            (Ino(8), vec![(hour, dir(Ino::TRASH)), trash]),
+        ] {
+            let found = one(&engine, Key::Ancestors(ino)).await;
+            assert_eq!(found, Some(Record::Path(expected)), "{ino}");
+        }
+        let mut inos = Vec::new();
+        let _: () = ask(&mut client, &["SET", "i7x", "not an inode"]);
+        for item in scan_all(&engine, Scan::Inodes).await {
+            let Item::Inode { ino, .. } = item else {
+                panic!("{item:?}")
+            };
+            inos.push(ino.0);
+        }
+        inos.sort_unstable();
+        assert_eq!(inos, [1, 8, big.0, Ino::TRASH.0, hour.0, u64::MAX]);
+
+        // A damaged record on the way is an error, not an early end.
+        let _: () = ask(&mut client, &["SET", "i9007199254740993", "x"]);
+        let names = vec![name("a"), name("b")];
+        for key in [
+            Key::Path {
+                from: Ino::ROOT,
+                names,
+            },
+            Key::Ancestors(last),
+        ] {
+            let found = engine.read(&[key]).await;
+            assert!(
+                matches!(found, Err(EngineError::Corrupt { .. })),
+                "{found:?}"
+            );
+        }
+        // A directory that is its own parent ends the walk all the same.
+        write(&engine, vec![insert(Ino(6), dir(Ino(6)))])
+            .await
+            .expect("committed");
+        let Some(Record::Path(path)) = one(&engine, Key::Ancestors(Ino(6))).await else {
+            panic!("a path")
+        };
+        assert_eq!(path.len(), limits::DIR_DEPTH_MAX);
+    });
+}
+
+#[test]
+fn what_entries_inherit_is_checked() {
+    with_redis(|_server, engine| async move {
+        let ino = Ino(2);
+        let stored = Attr {
+            access_acl: 3,
+            default_acl: 4,
+            tier: 1,
+            ..attr(FileKind::Directory)
+        };
+        write(
+            &engine,
+            vec![Write::InsertAttr {
+                ino,
+                attr: stored.clone(),
+            }],
+        )
+        .await
+        .expect("committed");
+        let check = |expect| Check::Attr {
+            ino,
+            fields: AttrFields::INHERITED,
+            expect,
+        };
+        let nlink = Attr {
+            nlink: 9,
+            ..stored.clone()
+        };
+        assert!(holds(&engine, check(nlink)).await);
+        for expect in [
+            Attr {
+                access_acl: 0,
+                ..stored.clone()
+            },
+            Attr {
+                default_acl: 0,
+                ..stored.clone()
+            },
+            Attr { tier: 0, ..stored },
+        ] {
+            assert!(!holds(&engine, check(expect)).await);
+        }
+    });
+}
+
+#[test]
+fn a_volume_is_removed_with_all_its_keys() {
+    with_redis(|server, engine| async move {
+        let mut client = server.client();
+        assert!(engine.is_empty().await.unwrap());
+        write(&engine, vec![Write::PutSetting(name("{}"))])
+            .await
+            .expect("committed");
+        assert!(!engine.is_empty().await.unwrap());
+        // Another database is another volume.
+        let _: () = ask(&mut client, &["SELECT", "1"]);
+        let _: () = ask(&mut client, &["SET", "setting", "{}"]);
+        engine.destroy().await.expect("removed");
+        assert!(engine.is_empty().await.unwrap());
+        assert_eq!(get(&mut client, "setting").as_deref(), Some(&b"{}"[..]));
+        // The scripts are still there.
+        assert_eq!(one(&engine, Key::Attr(Ino(1))).await, None);
+        write(&engine, vec![Write::PutSetting(name("{}"))])
+            .await
+            .expect("committed");
     });
 }

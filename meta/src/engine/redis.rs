@@ -3,20 +3,30 @@
 //! Used through [`Engine`] by the operations. A `read` is one batch, a `commit` one call of a script that
 //! checks and applies inside the server; other clients that `WATCH` a key see every change of it.
 //!
-//! - `layout`: names and bytes of records; `read`, `scan`, `script`: verbs to commands and back;
-//! - `conn`: reconnects, repeats, error replies; `pipe`: one live connection.
+//! - `keys`, `layout`: names and bytes of records; `read`, `scan`, `script` with `write`: verbs to commands
+//!   and back;
+//! - `whole`: all keys of a volume at once; `watch`: changes as the server tells them;
+//! - `conn`: reconnects and repeats; `place`: which server to dial; `refusal`: error replies; `pipe`: one live
+//!   connection.
 //!
 //! A commit cut off by a lost connection is not repeated: it ends with `UnknownFate`, because appends and
 //! sums are not idempotent. Reads are repeated. Copies per operation: arguments are packed once and moved
 //! once into the output buffer; replies are copied out of the input buffer once.
 
 mod conn;
+mod keys;
 mod layout;
+mod listing;
 mod pipe;
+mod place;
 mod read;
+mod refusal;
 mod reply;
 mod scan;
 mod script;
+pub(crate) mod watch;
+mod whole;
+mod write;
 
 use std::rc::Rc;
 
@@ -28,7 +38,6 @@ use crate::runtime::Runtime;
 use crate::url::RedisUrl;
 
 use conn::{Connection, Repeat};
-use layout::keys;
 use pipe::Batch;
 
 /// Name of this engine in errors.
@@ -37,34 +46,36 @@ const ENGINE: &str = "Redis";
 /// Oldest server that replicates scripts by their effects, which ours need.
 const VERSION_MIN: u32 = 5;
 
-/// A volume's metadata in a Redis database. One value per core.
+/// A volume's metadata in a Redis database or a Redis Cluster. One value per core.
 pub struct Redis {
-    /// Boxed: [`crate::engine::AnyEngine`] holds engines by value, and this is the large part of this one.
-    connection: Box<Connection>,
+    /// Apart: [`crate::engine::AnyEngine`] holds engines by value, and this is the large part of this one.
+    connection: Rc<Connection>,
 }
 
 impl Redis {
-    /// Connects and looks whether the server will do: release 5 or later, not in cluster mode.
+    /// Connects and looks whether the server will do: release 5 or later.
     pub async fn connect(url: &RedisUrl, runtime: Rc<dyn Runtime>) -> EngineResult<Redis> {
         let connection = Connection::open(url, runtime, script::SOURCES).await?;
         let redis = Redis {
-            connection: Box::new(connection),
+            connection: Rc::new(connection),
         };
         let mut batch = Batch::default();
         batch.push_words(&[b"INFO"]);
         let reply = redis.connection.run(&batch, Repeat::Freely).await?.pop();
-        let raw = match reply {
-            Some(Value::VerbatimString { text, .. }) => text.into_bytes(),
-            reply => reply::string("INFO", reply.unwrap_or_default())?,
-        };
-        check_server(&ServerInfo::parse(&String::from_utf8_lossy(&raw)))?;
+        let text = place::info_text(reply.unwrap_or_default());
+        check_server(&ServerInfo::parse(&text))?;
         Ok(redis)
+    }
+
+    /// To follow the changes of the volume.
+    pub(crate) fn watch(&self) -> watch::Watch {
+        watch::Watch::new(Rc::clone(&self.connection))
     }
 
     /// Whether the database holds a volume.
     pub async fn is_formatted(&self) -> EngineResult<bool> {
-        let mut batch = Batch::default();
-        batch.push_words(&[b"EXISTS", keys::SETTING.as_bytes()]);
+        let mut batch = self.connection.batch();
+        batch.key("EXISTS", keys::SETTING, &[]);
         let reply = self
             .connection
             .run(&batch, Repeat::Freely)
@@ -77,8 +88,8 @@ impl Redis {
     /// Adds to a counter of last used numbers. Repeated freely: numbers that nobody takes are lost, no more.
     async fn advance(&self, counter: Counter, count: i64) -> EngineResult<i64> {
         let key = keys::counter(counter);
-        let mut batch = Batch::default();
-        batch.push_words(&[b"INCRBY", key.as_bytes(), count.to_string().as_bytes()]);
+        let mut batch = self.connection.batch();
+        batch.key("INCRBY", key, &[count.to_string().as_bytes()]);
         let reply = self
             .connection
             .run(&batch, Repeat::Freely)
@@ -91,9 +102,9 @@ impl Redis {
 
 impl Engine for Redis {
     async fn read(&self, keys: &[Key]) -> EngineResult<Vec<Option<Record>>> {
-        let mut batch = Batch::default();
+        let mut batch = self.connection.batch();
         for key in keys {
-            read::ask(key, self.connection.sha(script::LOOKUP), &mut batch);
+            read::ask(key, |script| self.connection.sha(script), &mut batch);
         }
         let mut replies = self
             .connection
@@ -110,8 +121,8 @@ impl Engine for Redis {
     }
 
     async fn commit(&self, txn: Txn) -> EngineResult<Outcome> {
-        let call = script::Call::new(&txn);
-        let mut batch = Batch::default();
+        let call = script::Call::new(self.connection.prefix(), &txn);
+        let mut batch = self.connection.batch();
         batch.push(&call.command(self.connection.sha(script::COMMIT)));
         let reply = self
             .connection
@@ -154,6 +165,14 @@ impl Engine for Redis {
     async fn sync(&self) -> EngineResult<()> {
         Ok(())
     }
+
+    async fn is_empty(&self) -> EngineResult<bool> {
+        whole::is_empty(&self.connection).await
+    }
+
+    async fn destroy(&self) -> EngineResult<()> {
+        whole::destroy(&self.connection).await
+    }
 }
 
 /// Results of the writes from the script's answer.
@@ -171,7 +190,7 @@ fn outcome(txn: &Txn, answers: &[bool], reply: Value) -> EngineResult<Outcome> {
     for (write, answers) in txn.writes.iter().zip(answers) {
         results.push(if *answers {
             let number = reply::number(KEY, numbers.next().unwrap_or_default())?;
-            script::result_of(write, number)
+            write::result_of(write, number)
         } else {
             0
         });
@@ -222,13 +241,6 @@ fn check_server(info: &ServerInfo<'_>) -> EngineResult<()> {
             "server version `{version}`: {VERSION_MIN}.0 or later is needed"
         ));
     }
-    if info.cluster {
-        return refused(
-            "the server is part of a Redis Cluster, which is not supported yet: \
-             use a single server"
-                .to_owned(),
-        );
-    }
     if info.replica {
         tracing::warn!(
             "the Redis server is a replica: it may be behind, and every change will fail"
@@ -264,10 +276,7 @@ mod tests {
             ("redis_version:4.0.14\r\n", Some("5.0 or later")),
             ("redis_version:\r\n", Some("5.0 or later")),
             ("", Some("5.0 or later")),
-            (
-                "redis_version:7.2.0\r\ncluster_enabled:1\r\n",
-                Some("Redis Cluster"),
-            ),
+            ("redis_version:7.2.0\r\ncluster_enabled:1\r\n", None),
         ] {
             let checked = check_server(&ServerInfo::parse(info)).map_err(|error| error.to_string());
             match (checked, refusal) {
@@ -294,7 +303,7 @@ mod tests {
             checks: vec![Check::NoAttr(Ino(2))],
             writes: vec![Write::DeleteAttr(Ino(2)), add.clone(), add],
         };
-        let answers = script::Call::new(&txn).answers;
+        let answers = script::Call::new("".into(), &txn).answers;
         let big = Value::BulkString(b"9223372036854775807".to_vec());
         for (reply, expected) in [
             (Value::Int(0), Some(Outcome::Conflict { check: 0 })),

@@ -1,11 +1,12 @@
-//! A Redis server of the test's own: on a Unix socket in a temporary directory, gone when dropped.
+//! A Redis server of the test's own: on a Unix socket in a temporary directory, gone when dropped. `--port` in
+//! `extra` makes it listen there too.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use sluice_meta::runtime::Address;
-use sluice_meta::url::RedisUrl;
+use sluice_meta::url::{RedisHosts, RedisUrl};
 
 /// A running server.
 pub(crate) struct RedisServer {
@@ -19,7 +20,7 @@ impl RedisServer {
     pub(crate) fn start(extra: &[&str]) -> RedisServer {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let extra: Vec<String> = extra.iter().map(|&word| word.to_owned()).collect();
-        let child = spawn(&dir.path().join("redis.sock"), dir.path(), &extra);
+        let child = spawn(&dir.path().join("redis.sock"), dir.path(), &extra, READY);
         RedisServer { child, extra, dir }
     }
 
@@ -31,7 +32,7 @@ impl RedisServer {
     /// Database 0, no password.
     pub(crate) fn url(&self) -> RedisUrl {
         RedisUrl {
-            address: Address::Unix(self.socket()),
+            hosts: RedisHosts::Single(Address::Unix(self.socket())),
             user: None,
             password: None,
             db: 0,
@@ -58,12 +59,30 @@ impl RedisServer {
     /// Starts it again at the same address, empty.
     #[allow(dead_code, reason = "not every test binary needs every helper")]
     pub(crate) fn start_again(&mut self) {
-        self.child = spawn(&self.socket(), self.dir.path(), &self.extra);
+        self.child = spawn(&self.socket(), self.dir.path(), &self.extra, READY);
+    }
+
+    /// Starts it again, and waits only until it loads what it has on disk.
+    #[allow(dead_code, reason = "not every test binary needs every helper")]
+    pub(crate) fn start_loading(&mut self) {
+        self.child = spawn(&self.socket(), self.dir.path(), &self.extra, "loading rdb");
+    }
+
+    /// Sends it a signal, by name.
+    #[allow(dead_code, reason = "not every test binary needs every helper")]
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status();
+        assert!(status.expect("kill can be run").success());
     }
 }
 
-/// Starts a server and waits until it says that it listens.
-fn spawn(socket: &std::path::Path, dir: &std::path::Path, extra: &[String]) -> Child {
+/// What a server says when it serves.
+const READY: &str = "ready to accept connections";
+
+/// Starts a server and waits until it says so much.
+fn spawn(socket: &Path, dir: &Path, extra: &[String], until: &str) -> Child {
     let mut child = Command::new("redis-server")
         .args([
             "--port",
@@ -88,7 +107,7 @@ fn spawn(socket: &std::path::Path, dir: &std::path::Path, extra: &[String]) -> C
     let mut said = String::new();
     for line in BufReader::new(log).lines() {
         let line = line.expect("the server's log can be read");
-        if line.to_lowercase().contains("ready to accept connections") {
+        if line.to_lowercase().contains(until) {
             return child;
         }
         said.push_str(&line);

@@ -62,6 +62,7 @@ local function attr_holds(raw, fields, want)
     and (band(fields, 2) == 0 or sub(have, 2, 11) == sub(want, 2, 11))
     and (band(fields, 4) == 0 or sub(have, 64, 71) == sub(want, 64, 71))
     and (band(fields, 8) == 0 or sub(have, 48, 51) == sub(want, 48, 51))
+    and (band(fields, 16) == 0 or sub(have, 72, 80) == sub(want, 72, 80))
 end
 
 -- Whether the list begins with the records in `want`, and ends there too if `whole`.
@@ -75,6 +76,35 @@ local function list_holds(name, want, whole)
   return table.concat(call('LRANGE', name, 0, n - 1)) == want
 end
 
+-- A lock's value with every type but Linux' read lock as Linux' write lock; a BSD lock as it is.
+local function lock_value(raw)
+  if #raw < 24 then return raw end
+  local parts = {}
+  for at = 1, #raw, 24 do
+    local kind = sub(raw, at, at + 3)
+    if kind ~= '\0\0\0\0' then kind = '\0\0\0\1' end
+    parts[#parts + 1] = kind .. sub(raw, at + 4, at + 23)
+  end
+  return table.concat(parts)
+end
+
+-- Whether the locks in the hash are exactly the next `n` pairs of owner and value. An empty value is none.
+local function locks_hold(name, n)
+  local want = {}
+  for _ = 1, n do
+    local owner = arg()
+    want[owner] = arg()
+  end
+  local have = call('HGETALL', name)
+  for i = 1, #have, 2 do
+    if have[i + 1] ~= '' then
+      if want[have[i]] ~= lock_value(have[i + 1]) then return false end
+      n = n - 1
+    end
+  end
+  return n == 0
+end
+
 local function check(op)
   if op == 'A' then return attr_holds(record(key()), tonumber(arg()), arg()) end
   -- 9 bytes, or none when the entry must be absent.
@@ -84,6 +114,8 @@ local function check(op)
   if op == 'L' then return list_holds(key(), arg(), arg() == '1') end
   if op == 'N' then return (call('GET', key()) or '0') == arg() end
   if op == 'S' then return call('GET', key()) == arg() end
+  if op == 'H' then return call('HGET', key(), arg()) == arg() end
+  if op == 'K' then return locks_hold(key(), tonumber(arg())) end
   error('unknown check ' .. tostring(op))
 end
 
@@ -151,6 +183,42 @@ local function release_locks(held, owner)
   call('DEL', held)
 end
 
+-- Drops one owner's locks on an inode, and the note of its session if the session has no more there.
+local function release_lock(locks, held, owner, session)
+  call('HDEL', locks, owner)
+  for _, field in ipairs(call('HKEYS', locks)) do
+    if sub(field, 1, #session) == session then return end
+  end
+  call('SREM', held, locks)
+end
+
+-- A quota is there if its used inodes are. `op`: L sets limits, U sets usage, A adds to the usage of a
+-- quota that is there, M makes one to add to, D takes the limits away.
+local function quota(op, limits, space, inodes, field, value, by_space, by_inodes)
+  local known = call('HEXISTS', inodes, field)
+  if op == 'L' or op == 'D' then
+    if op == 'L' or known == 1 then call('HSET', limits, field, value) end
+    if op == 'L' and known == 0 then
+      call('HSET', space, field, 0)
+      call('HSET', inodes, field, 0)
+    end
+  elseif known == 1 or op == 'M' then
+    call('HSETNX', limits, field, value)
+    local set = op == 'U' and 'HSET' or 'HINCRBY'
+    call(set, space, field, by_space)
+    call(set, inodes, field, by_inodes)
+  end
+  return known
+end
+
+-- Numbers are taken from the counter; one that is in use all the same is passed over.
+local function insert_acl(rules, last, rule)
+  while true do
+    local id = call('INCR', last)
+    if call('HSETNX', rules, string.format('%.0f', id), rule) == 1 then return id end
+  end
+end
+
 -- Runs a command with a key and operands.
 local function command()
   local name, target, n = arg(), key(), tonumber(arg())
@@ -175,6 +243,12 @@ local function write(op)
     patch_dir(key(), arg(), tonumber(arg()))
   elseif op == 's' then
     results[#results + 1] = add_dir_stat(key(), key(), key(), arg(), arg(), arg(), arg())
+  elseif op == 'q' then
+    results[#results + 1] = quota(arg(), key(), key(), key(), arg(), arg(), arg(), arg())
+  elseif op == 'i' then
+    results[#results + 1] = insert_acl(key(), key(), arg())
+  elseif op == 'k' then
+    release_lock(key(), key(), arg(), arg())
   elseif op == 'l' then
     release_locks(key(), arg())
   else

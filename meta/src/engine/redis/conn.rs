@@ -7,12 +7,15 @@
 //! - the connection is lost: a batch that may be repeated, or that the server cannot have run, goes out
 //!   again on the next connection; any other ends with `UnknownFate`;
 //! - no connection can be made within [`limits::REDIS_CONNECT_BUDGET`]: `Unreachable`, for all who waited;
-//! - the server is loading its data or runs somebody's script: waits and asks again, then `Busy`;
+//! - the server is loading its data, runs somebody's script, has lost its disk, its replicas or its master:
+//!   waits and asks again within the same budget, then `Busy`; nothing of the request was applied;
+//! - the volume's master is elsewhere (`READONLY`, `MOVED`): the same, each time on a new connection to the
+//!   server that [`super::place`] finds; what is on its way on the old one is answered there;
 //! - the server lost the scripts: sends them along with the same batch;
-//! - any other error reply: [`refusal`].
+//! - any other error reply: [`super::refusal`].
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +25,15 @@ use redis::{ServerError, Value};
 use crate::engine::EngineResult;
 use crate::error::EngineError;
 use crate::limits;
-use crate::runtime::{Address, Runtime};
+use crate::runtime::{Address, Runtime, Stream};
 use crate::url::RedisUrl;
 
 use super::ENGINE;
 use super::pipe::{Batch, Link};
+use super::place::{Place, within};
+use super::refusal::{
+    DialError, dial_error, first_error, is_elsewhere, is_half_moved, refusal, words_of,
+};
 
 /// First pause between two attempts; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
@@ -42,25 +49,21 @@ pub(super) enum Repeat {
     IfNotRun,
 }
 
-/// Why dialling failed.
-#[derive(Clone)]
-enum DialError {
-    /// Nobody answers, or not for long: try again.
-    Unreachable(String),
-    /// The server says that it is not ready: try again.
-    Busy(String),
-    /// The server does not want us.
-    Refused(String),
-}
-
 /// A connection that is made again when it is lost.
 pub(super) struct Connection {
-    url: RedisUrl,
+    place: Place,
+    /// Put before every key of the volume. Set when the first connection is made.
+    prefix: OnceCell<Rc<str>>,
     runtime: Rc<dyn Runtime>,
     sources: &'static [&'static str],
     /// Names of the loaded scripts. They follow from the sources, so the first answer is good for ever.
     shas: OnceCell<Vec<String>>,
-    link: RefCell<Option<Rc<Link>>>,
+    /// Or why there is none any more.
+    link: RefCell<Result<Rc<Link>, String>>,
+    /// Where the last one led.
+    address: RefCell<Option<Address>>,
+    /// The connection that hears of changes, if there is one: it must lead to the same server.
+    listening: RefCell<Weak<Link>>,
     /// Held by the one who dials.
     dialling: Mutex<()>,
     /// Rounds of dialling that ended, and how the last one failed.
@@ -77,11 +80,14 @@ impl Connection {
         sources: &'static [&'static str],
     ) -> EngineResult<Connection> {
         let connection = Connection {
-            url: url.clone(),
+            place: Place::new(url, Rc::clone(&runtime)),
+            prefix: OnceCell::new(),
             runtime,
             sources,
             shas: OnceCell::new(),
-            link: RefCell::new(None),
+            link: RefCell::new(Err(String::new())),
+            address: RefCell::new(None),
+            listening: RefCell::default(),
             dialling: Mutex::new(()),
             rounds: Cell::new(0),
             failure: RefCell::new(None),
@@ -91,8 +97,33 @@ impl Connection {
             .dial(|error| matches!(error, DialError::Busy(_)))
             .await;
         let link = dialled.map_err(|error| connection.engine_error(error))?;
-        *connection.link.borrow_mut() = Some(link);
+        *connection.link.borrow_mut() = Ok(link);
+        let prefix = match connection.place.in_cluster() {
+            true => format!("{{{}}}", url.db),
+            false => String::new(),
+        };
+        connection.prefix.get_or_init(|| prefix.into());
         Ok(connection)
+    }
+
+    /// What is put before every key of the volume.
+    pub(super) fn prefix(&self) -> Rc<str> {
+        self.prefix.get().map_or_else(|| "".into(), Rc::clone)
+    }
+
+    /// Whether the URL leads to one server and no other.
+    pub(super) fn is_single(&self) -> bool {
+        !self.place.in_cluster() && !self.place.must_be_master()
+    }
+
+    /// What it runs on.
+    pub(super) fn runtime(&self) -> &Rc<dyn Runtime> {
+        &self.runtime
+    }
+
+    /// For commands on the volume.
+    pub(super) fn batch(&self) -> Batch {
+        Batch::new(self.prefix())
     }
 
     /// Name of a loaded script.
@@ -137,11 +168,13 @@ impl Connection {
                 with_scripts = Some(loading);
                 continue;
             }
+            if is_elsewhere(error) {
+                self.leave(&link, error);
+            }
             let refusal = refusal(error);
-            match pauses
-                .next()
-                .filter(|_| matches!(refusal, EngineError::Busy { .. }))
-            {
+            let waits = matches!(refusal, EngineError::Busy { .. })
+                || repeat == Repeat::Freely && is_half_moved(error);
+            match pauses.next().filter(|_| waits) {
                 Some(pause) => self.runtime.sleep(pause).await,
                 None => return Err(refusal),
             }
@@ -157,7 +190,23 @@ impl Connection {
     }
 
     fn live(&self) -> Option<Rc<Link>> {
-        self.link.borrow().clone().filter(|link| link.is_up())
+        let link = self.link.borrow();
+        link.as_ref().ok().filter(|link| link.is_up()).cloned()
+    }
+
+    /// Uses the connection no more: its server sent us away.
+    fn leave(&self, link: &Rc<Link>, error: &ServerError) {
+        let mut current = self.link.borrow_mut();
+        if !current
+            .as_ref()
+            .is_ok_and(|current| Rc::ptr_eq(current, link))
+        {
+            return;
+        }
+        if error.code() == "MOVED" {
+            self.place.moved(error.details().unwrap_or_default());
+        }
+        *current = Err(words_of(error));
     }
 
     /// The live connection, or a new one. Many may wait for one round of dialling and share its failure.
@@ -176,21 +225,20 @@ impl Connection {
                 return Err(self.engine_error(failure));
             }
         }
-        let cause = self
-            .link
-            .borrow()
-            .as_ref()
-            .and_then(|link| link.cause())
-            .unwrap_or_default();
-        tracing::warn!(server = %self.url, cause, "connection to Redis lost, connecting again");
+        let cause = match &*self.link.borrow() {
+            Ok(link) => link.cause().unwrap_or_default(),
+            Err(cause) => cause.clone(),
+        };
+        let server = self.place.url();
+        tracing::warn!(%server, cause, "connection to Redis lost, connecting again");
         let dialled = self
             .dial(|error| !matches!(error, DialError::Refused(_)))
             .await;
         self.rounds.set(self.rounds.get() + 1);
         *self.failure.borrow_mut() = dialled.as_ref().err().cloned();
         let link = dialled.map_err(|error| self.engine_error(error))?;
-        tracing::info!(server = %self.url, "connected to Redis again");
-        *self.link.borrow_mut() = Some(Rc::clone(&link));
+        tracing::info!(%server, "connected to Redis again");
+        *self.link.borrow_mut() = Ok(Rc::clone(&link));
         Ok(link)
     }
 
@@ -217,28 +265,87 @@ impl Connection {
     }
 
     async fn dial_once(&self) -> Result<Link, DialError> {
-        let unreachable = |error: std::io::Error| DialError::Unreachable(error.to_string());
-        let stream = self
-            .runtime
-            .connect(&self.url.address)
-            .await
-            .map_err(unreachable)?;
-        let link = Link::start(stream, &self.runtime);
-        self.log_in(&link).await?;
+        let address = self.place.find().await?;
+        let link = self.dial_at(&address, Link::start).await?;
+        let before = self.address.replace(Some(address.clone()));
+        if before.is_some_and(|before| before != address)
+            && let Some(listening) = self.listening.borrow().upgrade()
+        {
+            listening.end("the volume is at another server now");
+        }
         Ok(link)
     }
 
-    /// Password, database, a name for `CLIENT LIST`, scripts: one round trip.
-    async fn log_in(&self, link: &Link) -> Result<(), DialError> {
-        let mut batch = Batch::default();
-        match (&self.url.user, &self.url.password) {
-            (Some(user), Some(password)) => {
-                batch.push_words(&[b"AUTH", user.as_bytes(), password.as_bytes()]);
+    /// Connects to the server there and logs in.
+    async fn dial_at(
+        &self,
+        address: &Address,
+        start: impl FnOnce(Box<dyn Stream>, &Rc<dyn Runtime>) -> Link,
+    ) -> Result<Link, DialError> {
+        let attempt = async {
+            let stream = self.runtime.connect(address).await;
+            let stream = stream.map_err(|error| DialError::Unreachable(error.to_string()))?;
+            let link = start(stream, &self.runtime);
+            self.log_in(&link).await?;
+            Ok(link)
+        };
+        within(&self.runtime, self.place.patience(), attempt)
+            .await
+            .map_err(|error| error.at(address))
+    }
+
+    /// A connection of its own on which the server tells of every change of a key that begins with one of
+    /// `prefixes`, within the budget of a reconnect.
+    pub(super) async fn listen(&self, prefixes: &[&str]) -> EngineResult<Rc<Link>> {
+        let mut pauses = Pauses::default();
+        loop {
+            match self.listen_once(prefixes).await {
+                Ok(link) => {
+                    let link = Rc::new(link);
+                    *self.listening.borrow_mut() = Rc::downgrade(&link);
+                    return Ok(link);
+                }
+                Err(error) => match pauses.next() {
+                    Some(pause) if !matches!(error, DialError::Refused(_)) => {
+                        self.runtime.sleep(pause).await;
+                    }
+                    _ => return Err(self.engine_error(error)),
+                },
             }
-            (None, Some(password)) => batch.push_words(&[b"AUTH", password.as_bytes()]),
-            (_, None) => {}
         }
-        batch.push_words(&[b"SELECT", self.url.db.to_string().as_bytes()]);
+    }
+
+    async fn listen_once(&self, prefixes: &[&str]) -> Result<Link, DialError> {
+        let address = self.place.find().await?;
+        let link = self.dial_at(&address, Link::start_listening).await?;
+        let mut batch = Batch::default();
+        batch.push_words(&[b"HELLO", b"3"]);
+        let mut tracking = redis::cmd("CLIENT");
+        tracking.arg("TRACKING").arg("ON").arg("BCAST");
+        for prefix in prefixes {
+            let prefix = [self.prefix().as_ref(), *prefix].concat();
+            tracking.arg("PREFIX").arg(prefix);
+        }
+        batch.push(&tracking);
+        let replies = link.send(&batch, None).await;
+        let replies = replies.map_err(|lost| DialError::Unreachable(lost.cause))?;
+        match first_error(&replies) {
+            Some(error) => Err(dial_error(error)),
+            None => Ok(link),
+        }
+    }
+
+    /// Password, role, database, a name for `CLIENT LIST`, scripts: one round trip.
+    async fn log_in(&self, link: &Link) -> Result<(), DialError> {
+        let url = self.place.url();
+        let mut batch = Batch::default();
+        batch.authenticate(url.user.as_deref(), url.password.as_deref());
+        if self.place.must_be_master() {
+            batch.push_words(&[b"ROLE"]);
+        }
+        if !self.place.in_cluster() {
+            batch.push_words(&[b"SELECT", url.db.to_string().as_bytes()]);
+        }
         let must_work = batch.len();
         batch.push_words(&[b"CLIENT", b"SETNAME", b"sluice"]);
         batch.extend(&self.load_scripts());
@@ -248,6 +355,10 @@ impl Connection {
         replies.remove(must_work);
         if let Some(error) = first_error(&replies) {
             return Err(dial_error(error));
+        }
+        if self.place.must_be_master() && !replies.iter().any(says_master) {
+            let cause = "the sentinels' master says that it is none";
+            return Err(DialError::Busy(cause.to_owned()));
         }
         let shas = replies
             .split_off(must_work)
@@ -264,17 +375,11 @@ impl Connection {
 
     fn engine_error(&self, error: DialError) -> EngineError {
         match error {
-            DialError::Unreachable(cause) => {
-                let address = match &self.url.address {
-                    Address::Tcp(host, port) => format!("{host}:{port}"),
-                    Address::Unix(path) => path.display().to_string(),
-                };
-                EngineError::Unreachable {
-                    engine: ENGINE,
-                    address,
-                    cause,
-                }
-            }
+            DialError::Unreachable(cause) => EngineError::Unreachable {
+                engine: ENGINE,
+                address: self.place.url().hosts.to_string(),
+                cause,
+            },
             DialError::Busy(cause) => EngineError::Busy {
                 engine: ENGINE,
                 cause,
@@ -315,107 +420,17 @@ fn text_of(value: Value) -> Option<String> {
     }
 }
 
-fn first_error(replies: &[Value]) -> Option<&ServerError> {
-    replies.iter().find_map(|reply| match reply {
-        Value::ServerError(error) => Some(error),
-        _ => None,
-    })
-}
-
-fn words_of(error: &ServerError) -> String {
-    format!("{} {}", error.code(), error.details().unwrap_or_default())
-}
-
-fn dial_error(error: &ServerError) -> DialError {
-    let words = words_of(error);
-    // The server's words with which it turns away one connection too many.
-    if words.contains("max number of clients") {
-        return DialError::Unreachable(words);
-    }
-    match refusal(error) {
-        EngineError::Busy { cause, .. } => DialError::Busy(cause),
-        _ => match error.code() {
-            "NOAUTH" | "WRONGPASS" => DialError::Refused(format!(
-                "{words} (give the password in the metadata URL or in META_PASSWORD)"
-            )),
-            _ => DialError::Refused(words),
-        },
-    }
-}
-
-/// What an error reply means.
-pub(super) fn refusal(error: &ServerError) -> EngineError {
-    let cause = words_of(error);
-    match error.code() {
-        "LOADING" | "BUSY" | "TRYAGAIN" | "MASTERDOWN" | "CLUSTERDOWN" => EngineError::Busy {
-            engine: ENGINE,
-            cause,
-        },
-        "OOM" => EngineError::NoSpace {
-            engine: ENGINE,
-            cause,
-        },
-        // Before release 7 an error within a script arrives wrapped in another.
-        _ if cause.contains("OOM command not allowed") => EngineError::NoSpace {
-            engine: ENGINE,
-            cause,
-        },
-        _ => EngineError::Refused {
-            engine: ENGINE,
-            cause,
-        },
-    }
+/// Whether it is a master's reply to `ROLE`.
+fn says_master(reply: &Value) -> bool {
+    let Value::Array(parts) = reply else {
+        return false;
+    };
+    parts.first().cloned().and_then(text_of).as_deref() == Some("master")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn error_replies() {
-        for (reply, expected) in [
-            ("LOADING Redis is loading the dataset in memory", "busy"),
-            ("BUSY Redis is busy running a script.", "busy"),
-            ("MASTERDOWN Link with MASTER is down", "busy"),
-            ("TRYAGAIN later", "busy"),
-            (
-                "OOM command not allowed when used memory > 'maxmemory'.",
-                "full",
-            ),
-            // As releases 5 and 6 report it from within a script.
-            (
-                "ERR Error running script (call to f_0): @user_script:9: \
-                 -OOM command not allowed when used memory > 'maxmemory'.",
-                "full",
-            ),
-            (
-                "READONLY You can't write against a read only replica.",
-                "refused",
-            ),
-            ("NOAUTH Authentication required.", "refused"),
-            ("WRONGPASS invalid username-password pair", "refused"),
-            ("NOPERM this user has no permissions", "refused"),
-            ("WRONGTYPE Operation against a key", "refused"),
-            (
-                "MISCONF Redis is configured to save RDB snapshots",
-                "refused",
-            ),
-        ] {
-            let value = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes());
-            let Ok(Value::ServerError(error)) = value else {
-                panic!("{reply}: {value:?}")
-            };
-            let refusal = refusal(&error);
-            let kind = match &refusal {
-                EngineError::Busy { .. } => "busy",
-                EngineError::NoSpace { .. } => "full",
-                EngineError::Refused { .. } => "refused",
-                _ => "other",
-            };
-            assert_eq!(kind, expected, "{reply}");
-            assert!(refusal.to_string().contains(reply), "{refusal}");
-        }
-    }
 
     #[test]
     fn pauses_end_with_the_budget() {

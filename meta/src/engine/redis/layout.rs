@@ -1,4 +1,4 @@
-//! Names of keys and bytes of values, exactly as JuiceFS has them in Redis. Pure.
+//! Bytes of values, exactly as JuiceFS has them in Redis. Pure.
 //!
 //! Called by the other files of the engine. Values come from a store that other programs write too: what
 //! does not decode becomes [`EngineError::Corrupt`] naming the key, never a panic.
@@ -18,7 +18,10 @@
 
 use crate::engine::{Counter, EngineResult};
 use crate::error::EngineError;
-use crate::types::{AclRule, Attr, Dentry, FileKind, Ino, Quota, Slice, SliceId, Timestamp};
+use crate::types::{
+    AclRule, Attr, Dentry, FileKind, Flock, Ino, PlockRange, Quota, SessionId, Slice, SliceId,
+    Timestamp,
+};
 
 /// Offset behind the device number: the least a record must have.
 const RDEV_END: usize = 63;
@@ -29,71 +32,6 @@ const ACL_END: usize = 79;
 /// Bytes of a record in the commit script's terms: all fields, with or without values.
 pub(super) const CANONICAL_BYTES: usize = 80;
 
-/// Names of keys.
-pub(super) mod keys {
-    use crate::engine::Counter;
-    use crate::types::{ChunkIndex, Ino, SessionId};
-
-    pub(in super::super) const SETTING: &str = "setting";
-    pub(in super::super) const SLICE_REFS: &str = "sliceRef";
-    pub(in super::super) const DELETED_FILES: &str = "delfiles";
-    pub(in super::super) const SESSIONS: &str = "allSessions";
-    pub(in super::super) const SESSION_INFOS: &str = "sessionInfos";
-    pub(in super::super) const ACLS: &str = "acl";
-    /// Length, space, inodes.
-    pub(in super::super) const DIR_STATS: [&str; 3] =
-        ["dirDataLength", "dirUsedSpace", "dirUsedInodes"];
-    /// Limits, used space, used inodes.
-    pub(in super::super) const DIR_QUOTAS: [&str; 3] =
-        ["dirQuota", "dirQuotaUsedSpace", "dirQuotaUsedInodes"];
-
-    pub(in super::super) fn attr(ino: Ino) -> String {
-        format!("i{ino}")
-    }
-
-    pub(in super::super) fn dir(ino: Ino) -> String {
-        format!("d{ino}")
-    }
-
-    pub(in super::super) fn parents(ino: Ino) -> String {
-        format!("p{ino}")
-    }
-
-    pub(in super::super) fn chunk(ino: Ino, index: ChunkIndex) -> String {
-        format!("c{ino}_{}", index.0)
-    }
-
-    pub(in super::super) fn symlink(ino: Ino) -> String {
-        format!("s{ino}")
-    }
-
-    pub(in super::super) fn xattrs(ino: Ino) -> String {
-        format!("x{ino}")
-    }
-
-    pub(in super::super) fn sustained(sid: SessionId) -> String {
-        format!("session{}", sid.0)
-    }
-
-    /// Names of the lock keys that the session may have fields in.
-    pub(in super::super) fn locked(sid: SessionId) -> String {
-        format!("locked{}", sid.0)
-    }
-
-    pub(in super::super) fn counter(counter: Counter) -> &'static str {
-        match counter {
-            Counter::NextInode => "nextinode",
-            Counter::NextSlice => "nextchunk",
-            Counter::NextSession => "nextsession",
-            Counter::NextTrash => "nextTrash",
-            Counter::UsedSpace => "usedSpace",
-            Counter::TotalInodes => "totalInodes",
-            Counter::LastCleanupSessions => "lastCleanupSessions",
-            Counter::LastCleanupFiles => "lastCleanupFiles",
-        }
-    }
-}
-
 /// Whether numbers are handed out from this counter; such a counter is stored as the last number used.
 pub(super) fn hands_out(counter: Counter) -> bool {
     match counter {
@@ -101,7 +39,9 @@ pub(super) fn hands_out(counter: Counter) -> bool {
         Counter::UsedSpace
         | Counter::TotalInodes
         | Counter::LastCleanupSessions
-        | Counter::LastCleanupFiles => false,
+        | Counter::LastCleanupFiles
+        | Counter::NextCleanupSlices
+        | Counter::LastCleanupTrash => false,
     }
 }
 
@@ -126,23 +66,6 @@ pub(super) fn counter_from_stored(counter: Counter, stored: i64) -> i64 {
         return stored;
     }
     stored.saturating_add(1).max(first_number(counter))
-}
-
-/// Field of a slice in the hash of references.
-pub(super) fn slice_ref_field(id: SliceId, size: u32) -> String {
-    format!("k{}_{size}", id.0)
-}
-
-/// Member of a file in the set of deleted files.
-pub(super) fn deleted_file(ino: Ino, length: u64) -> String {
-    format!("{ino}:{length}")
-}
-
-/// Inode and length from a member of the set of deleted files. `None` for the form that releases before
-/// 1.0 left behind, which their successors clean up.
-pub(super) fn decode_deleted_file(member: &[u8]) -> Option<(Ino, u64)> {
-    let (ino, length) = std::str::from_utf8(member).ok()?.split_once(':')?;
-    Some((Ino(ino.parse().ok()?), length.parse().ok()?))
 }
 
 /// A time as attribute records have it: seconds, nanoseconds.
@@ -253,8 +176,16 @@ pub(super) fn decode_slice(key: &str, raw: &[u8]) -> EngineResult<Slice> {
         .ok_or_else(|| corrupt(key, format!("{raw:02x?} is not a slice within its chunk")))
 }
 
+/// The limits of a quota.
+pub(super) fn encode_limits(max_space: i64, max_inodes: i64) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&max_space.to_be_bytes());
+    out[8..].copy_from_slice(&max_inodes.to_be_bytes());
+    out
+}
+
 /// Decodes the limits of a quota; usage is kept elsewhere and left zero.
-pub(super) fn decode_quota(key: &str, raw: &[u8]) -> EngineResult<Quota> {
+pub(super) fn decode_limits(key: &str, raw: &[u8]) -> EngineResult<Quota> {
     let mut from = Reader { key, raw, at: 0 };
     let quota = Quota {
         max_space: from.u64()?.cast_signed(),
@@ -263,6 +194,22 @@ pub(super) fn decode_quota(key: &str, raw: &[u8]) -> EngineResult<Quota> {
     };
     from.end()?;
     Ok(quota)
+}
+
+/// An ACL rule: permissions of owner, group, mask, others; then counted lists of users and of groups.
+pub(super) fn encode_acl(rule: &AclRule) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + 6 * (rule.users.len() + rule.groups.len()));
+    for permission in [rule.owner, rule.group, rule.mask, rule.other] {
+        out.extend(permission.to_be_bytes());
+    }
+    for named in [&rule.users, &rule.groups] {
+        out.extend((named.len() as u32).to_be_bytes());
+        for (id, permission) in named {
+            out.extend(id.to_be_bytes());
+            out.extend(permission.to_be_bytes());
+        }
+    }
+    out
 }
 
 /// Decodes an ACL rule; `key` is named in errors.
@@ -278,6 +225,79 @@ pub(super) fn decode_acl(key: &str, raw: &[u8]) -> EngineResult<AclRule> {
     };
     from.end()?;
     Ok(rule)
+}
+
+/// How a BSD lock is held.
+pub(super) fn encode_flock(exclusive: bool) -> &'static [u8] {
+    if exclusive { b"W" } else { b"R" }
+}
+
+/// Decodes a BSD lock; `key` is named in errors.
+pub(super) fn decode_flock(
+    key: &str,
+    (sid, owner): (SessionId, u64),
+    raw: &[u8],
+) -> EngineResult<Flock> {
+    let exclusive = match raw {
+        b"W" => true,
+        b"R" => false,
+        _ => return Err(corrupt(key, "a lock is neither `R` nor `W`")),
+    };
+    Ok(Flock {
+        sid,
+        owner,
+        exclusive,
+    })
+}
+
+/// POSIX locks of one owner, 24 bytes each: type as Linux numbers it, process, first and last byte.
+pub(super) fn encode_plocks(ranges: &[PlockRange]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(24 * ranges.len());
+    for range in ranges {
+        out.extend(u32::from(range.write).to_be_bytes());
+        out.extend(range.pid.to_be_bytes());
+        out.extend(range.start.to_be_bytes());
+        out.extend(range.end.to_be_bytes());
+    }
+    out
+}
+
+/// Decodes the POSIX locks of one owner; `key` is named in errors. Other systems number the types
+/// otherwise: what is not Linux' read lock counts as a write lock.
+pub(super) fn decode_plocks(key: &str, raw: &[u8]) -> EngineResult<Vec<PlockRange>> {
+    let mut from = Reader { key, raw, at: 0 };
+    let mut ranges = Vec::with_capacity(raw.len() / 24);
+    while from.at < raw.len() {
+        let (kind, pid) = (from.u32()?, from.u32()?);
+        let (start, end) = (from.u64()?, from.u64()?);
+        ranges.push(PlockRange {
+            start,
+            end,
+            write: kind != 0,
+            pid,
+        });
+    }
+    Ok(ranges)
+}
+
+/// Slices that keep their reference for a while: number and size, 12 bytes each.
+pub(super) fn encode_delayed(slices: &[(SliceId, u32)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(12 * slices.len());
+    for (id, size) in slices {
+        out.extend(id.0.to_be_bytes());
+        out.extend(size.to_be_bytes());
+    }
+    out
+}
+
+/// Decodes such slices; `key` is named in errors.
+pub(super) fn decode_delayed(key: &str, raw: &[u8]) -> EngineResult<Vec<(SliceId, u32)>> {
+    let mut from = Reader { key, raw, at: 0 };
+    let mut slices = Vec::with_capacity(raw.len() / 12);
+    while from.at < raw.len() {
+        slices.push((SliceId(from.u64()?), from.u32()?));
+    }
+    Ok(slices)
 }
 
 /// Decodes a number in decimal; `key` is named in errors.
@@ -378,7 +398,6 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ChunkIndex, SessionId};
 
     fn unhex(text: &str) -> Vec<u8> {
         let digits: Vec<u8> = text
@@ -545,7 +564,7 @@ mod tests {
             assert!(decode_dentry("d1", damaged).is_err(), "{damaged:?}");
         }
 
-        let quota = decode_quota("q", &unhex("0000000000000400 ffffffffffffffff")).unwrap();
+        let quota = decode_limits("q", &unhex("0000000000000400 ffffffffffffffff")).unwrap();
         assert_eq!(
             quota,
             Quota {
@@ -554,7 +573,9 @@ mod tests {
                 ..Quota::default()
             }
         );
-        assert!(decode_quota("q", &[0; 15]).is_err());
+        assert!(decode_limits("q", &[0; 15]).is_err());
+        let raw = unhex("0000000000000400 ffffffffffffffff");
+        assert_eq!(encode_limits(1024, -1).to_vec(), raw);
 
         let rule = unhex(
             "0006 0004 0005 ffff 00000001 000003e8 0007 00000002 00000001 0000 00000002 0001",
@@ -568,14 +589,11 @@ mod tests {
             groups: vec![(1, 0), (2, 1)],
         };
         assert_eq!(decode_acl("acl", &rule).unwrap(), expected);
+        assert_eq!(encode_acl(&expected), rule);
         // A count beyond the record's end.
         assert!(decode_acl("acl", &unhex("0006 0004 0005 ffff ffffffff")).is_err());
         assert!(decode_acl("acl", &rule[..rule.len() - 1]).is_err());
 
-        assert_eq!(slice_ref_field(SliceId(12), 4096), "k12_4096");
-        assert_eq!(deleted_file(Ino(9), 100), "9:100");
-        assert_eq!(decode_deleted_file(b"9:100"), Some((Ino(9), 100)));
-        assert_eq!(decode_deleted_file(b"c9_0"), None);
         assert_eq!(decode_number("n", b"-5").unwrap(), -5);
         assert!(decode_number("n", b"5x").is_err());
         assert_eq!(
@@ -586,25 +604,50 @@ mod tests {
     }
 
     #[test]
-    fn key_names() {
-        for (name, expected) in [
-            (keys::attr(Ino::TRASH), "i9223372032828243968"),
-            (keys::dir(Ino::ROOT), "d1"),
-            (keys::parents(Ino(5)), "p5"),
-            (keys::chunk(Ino(5), ChunkIndex(3)), "c5_3"),
-            (keys::symlink(Ino(5)), "s5"),
-            (keys::xattrs(Ino(5)), "x5"),
-            (keys::sustained(SessionId(6)), "session6"),
-            (keys::counter(Counter::NextInode).to_owned(), "nextinode"),
-            (keys::counter(Counter::NextSlice).to_owned(), "nextchunk"),
-            (
-                keys::counter(Counter::NextSession).to_owned(),
-                "nextsession",
-            ),
-            (keys::counter(Counter::NextTrash).to_owned(), "nextTrash"),
-        ] {
-            assert_eq!(name, expected);
+    fn locks_and_delayed_slices() {
+        let ranges = vec![
+            PlockRange {
+                start: 0,
+                end: 99,
+                write: false,
+                pid: 0x0102_0304,
+            },
+            PlockRange {
+                start: 100,
+                end: 0x7FFF_FFFF_FFFF_FFFF,
+                write: true,
+                pid: 1,
+            },
+        ];
+        let raw = unhex(
+            "00000000 01020304 0000000000000000 0000000000000063 \
+             00000001 00000001 0000000000000064 7fffffffffffffff",
+        );
+        assert_eq!(encode_plocks(&ranges), raw);
+        assert_eq!(decode_plocks("lockp2", &raw).unwrap(), ranges);
+        // A write lock as macOS numbers it.
+        let other = [&[0, 0, 0, 3], &raw[4..24]].concat();
+        assert!(decode_plocks("lockp2", &other).unwrap()[0].write);
+        assert!(decode_plocks("lockp2", &raw[..47]).is_err());
+        assert_eq!(decode_plocks("lockp2", &[]).unwrap(), []);
+
+        let holder = (SessionId(3), 9);
+        for exclusive in [false, true] {
+            let lock = decode_flock("lockf2", holder, encode_flock(exclusive)).unwrap();
+            let expected = Flock {
+                sid: SessionId(3),
+                owner: 9,
+                exclusive,
+            };
+            assert_eq!(lock, expected);
         }
+        assert!(decode_flock("lockf2", holder, b"X").is_err());
+
+        let slices = vec![(SliceId(0x0102_0304_0506_0708), 9), (SliceId(2), 4096)];
+        let raw = unhex("0102030405060708 00000009 0000000000000002 00001000");
+        assert_eq!(encode_delayed(&slices), raw);
+        assert_eq!(decode_delayed("delSlices", &raw).unwrap(), slices);
+        assert!(decode_delayed("delSlices", &raw[..23]).is_err());
     }
 
     #[test]

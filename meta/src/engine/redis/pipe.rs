@@ -5,10 +5,13 @@
 //! oldest pending request that lacks one; no `RefCell` is borrowed across an await or while a waker runs.
 //! It fails once and for good: every pending request then ends with [`Lost`], which says whether the server
 //! can have seen it. A server that stays silent for [`limits::REDIS_SILENCE_MAX`] counts as lost.
+//!
+//! What the server says unasked (RESP3 pushes) is kept for whoever listens, on connections made for that.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -30,9 +33,70 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) struct Batch {
     bytes: Vec<u8>,
     commands: usize,
+    /// Put before every key.
+    prefix: Rc<str>,
 }
 
 impl Batch {
+    /// For commands on a volume whose keys have this prefix.
+    pub(super) fn new(prefix: Rc<str>) -> Batch {
+        Batch {
+            prefix,
+            ..Batch::default()
+        }
+    }
+
+    /// Adds a command on one key of the volume.
+    pub(super) fn key(&mut self, verb: &str, key: &str, operands: &[&[u8]]) {
+        self.keys(verb, std::iter::once(key), operands);
+    }
+
+    /// Adds a command on several keys of the volume.
+    pub(super) fn keys(
+        &mut self,
+        verb: &str,
+        keys: impl Iterator<Item = impl AsRef<str>>,
+        operands: &[&[u8]],
+    ) {
+        let mut command = redis::cmd(verb);
+        for key in keys {
+            command.arg(self.full(key.as_ref()));
+        }
+        for operand in operands {
+            command.arg(*operand);
+        }
+        self.push(&command);
+    }
+
+    /// Adds a call of a loaded script with one key; the script is told the prefix and then the operands.
+    pub(super) fn script(&mut self, sha: &str, key: &str, operands: &[&[u8]]) {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(sha).arg(1).arg(self.full(key));
+        command.arg(self.prefix.as_bytes());
+        for operand in operands {
+            command.arg(*operand);
+        }
+        self.push(&command);
+    }
+
+    fn full<'a>(&self, key: &'a str) -> Cow<'a, str> {
+        if self.prefix.is_empty() {
+            return Cow::Borrowed(key);
+        }
+        Cow::Owned([self.prefix.as_ref(), key].concat())
+    }
+
+    /// Logs in, if there is a password.
+    pub(super) fn authenticate(&mut self, user: Option<&str>, password: Option<&str>) {
+        match (user, password) {
+            (Some(user), Some(password)) => {
+                self.push_words(&[b"AUTH", user.as_bytes(), password.as_bytes()]);
+            }
+            (None, Some(password)) => self.push_words(&[b"AUTH", password.as_bytes()]),
+            (_, None) => {}
+        }
+    }
+
     /// Adds a command.
     pub(super) fn push(&mut self, command: &redis::Cmd) {
         command.write_packed_command(&mut self.bytes);
@@ -77,7 +141,18 @@ pub(super) struct Link {
 impl Link {
     /// Takes over a fresh stream; the driver runs on `runtime`.
     pub(super) fn start(stream: Box<dyn Stream>, runtime: &Rc<dyn Runtime>) -> Link {
-        let pipe = Rc::new(Pipe::default());
+        Link::over(stream, runtime, Pipe::default())
+    }
+
+    /// As [`Link::start`], for a connection on which the server also speaks unasked ([`Link::pushes`]).
+    pub(super) fn start_listening(stream: Box<dyn Stream>, runtime: &Rc<dyn Runtime>) -> Link {
+        let pipe = Pipe::default();
+        pipe.state.borrow_mut().pushes = Some(Vec::new());
+        Link::over(stream, runtime, pipe)
+    }
+
+    fn over(stream: Box<dyn Stream>, runtime: &Rc<dyn Runtime>, pipe: Pipe) -> Link {
+        let pipe = Rc::new(pipe);
         runtime.spawn(Box::pin(Driver {
             stream,
             pipe: Rc::clone(&pipe),
@@ -99,9 +174,35 @@ impl Link {
         self.pipe.state.borrow().down.is_none()
     }
 
+    /// Ends it: who waits for something on it is told the cause.
+    pub(super) fn end(&self, cause: &str) {
+        self.pipe.fail(cause);
+        let driver = self.pipe.state.borrow_mut().driver.take();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
     /// Why it ended, if it did.
     pub(super) fn cause(&self) -> Option<String> {
         self.pipe.state.borrow().down.clone()
+    }
+
+    /// Waits until the server has said something unasked, and takes all of it.
+    pub(super) async fn pushes(&self) -> Result<Vec<Value>, Lost> {
+        poll_fn(|cx| {
+            let mut state = self.pipe.state.borrow_mut();
+            if let Some(pushes) = state.pushes.as_mut().filter(|pushes| !pushes.is_empty()) {
+                return Poll::Ready(Ok(std::mem::take(pushes)));
+            }
+            if let Some(cause) = &state.down {
+                let cause = cause.clone();
+                return Poll::Ready(Err(Lost { sent: true, cause }));
+            }
+            state.listener = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
     }
 
     /// Queues a batch at once and completes with its replies. `room` is given back with them.
@@ -142,11 +243,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.pipe.fail("it is no longer wanted");
-        let driver = self.pipe.state.borrow_mut().driver.take();
-        if let Some(driver) = driver {
-            driver.wake();
-        }
+        self.end("it is no longer wanted");
     }
 }
 
@@ -205,6 +302,10 @@ struct State {
     sent: u64,
     pending: VecDeque<Pending>,
     driver: Option<Waker>,
+    /// What the server said unasked, where that is expected.
+    pushes: Option<Vec<Value>>,
+    /// Who waits for it.
+    listener: Option<Waker>,
     /// Why it ended.
     down: Option<String>,
 }
@@ -218,14 +319,18 @@ struct Pipe {
 impl Pipe {
     /// Ends every pending request. Only the first cause counts.
     fn fail(&self, cause: &str) {
-        let (sent, pending) = {
+        let (sent, pending, listener) = {
             let mut state = self.state.borrow_mut();
             if state.down.is_some() {
                 return;
             }
             state.down = Some(cause.to_owned());
-            (state.sent, std::mem::take(&mut state.pending))
+            let pending = std::mem::take(&mut state.pending);
+            (state.sent, pending, state.listener.take())
         };
+        if let Some(listener) = listener {
+            listener.wake();
+        }
         for request in pending {
             let lost = Lost {
                 sent: request.end <= sent,
@@ -237,6 +342,9 @@ impl Pipe {
 
     /// Hands a reply to the oldest request; `false` if nobody asked.
     fn deliver(&self, value: Value) -> bool {
+        if matches!(value, Value::Push { .. }) {
+            return self.heard(value);
+        }
         let done = {
             let mut state = self.state.borrow_mut();
             let Some(request) = state.pending.front_mut() else {
@@ -250,6 +358,22 @@ impl Pipe {
         };
         if let Some(request) = done {
             complete(&request.slot, Ok(request.replies));
+        }
+        true
+    }
+
+    /// Keeps what the server said unasked; `false` if that is not expected, or too much to keep.
+    fn heard(&self, value: Value) -> bool {
+        let listener = {
+            let mut state = self.state.borrow_mut();
+            match &mut state.pushes {
+                Some(pushes) if pushes.len() < limits::REDIS_PUSHES_MAX => pushes.push(value),
+                _ => return false,
+            }
+            state.listener.take()
+        };
+        if let Some(listener) = listener {
+            listener.wake();
         }
         true
     }

@@ -6,40 +6,46 @@ use bytes::Bytes;
 use redis::Value;
 
 use crate::engine::{EngineResult, Key, Record};
-use crate::types::{DirStat, Ino, Name, Quota, Slice};
+use crate::limits::DIR_DEPTH_MAX;
+use crate::types::{Attr, DirStat, Flock, Ino, Name, Plock, Quota, SessionId, Slice};
 
-use super::layout::{self, keys};
 use super::pipe::Batch;
-use super::reply;
+use super::{keys, layout, reply, script};
 
-/// Adds the commands that read `key`; `lookup` names the loaded lookup script.
-pub(super) fn ask(key: &Key, lookup: &str, batch: &mut Batch) {
+/// Adds the commands that read `key`; `sha` gives the name of a loaded script by its position.
+pub(super) fn ask<'a>(key: &Key, sha: impl Fn(usize) -> &'a str, batch: &mut Batch) {
+    let name = name_of(key);
     match key {
-        Key::Entry { parent, name } => {
-            let dir = keys::dir(*parent);
-            batch.push_words(&[b"EVALSHA", lookup.as_bytes(), b"1", dir.as_bytes(), name]);
+        Key::Entry { name: entry, .. } => batch.script(sha(script::LOOKUP), &name, &[entry]),
+        Key::Path { names, .. } => {
+            let names: Vec<&[u8]> = names.iter().map(|name| name.as_ref()).collect();
+            batch.script(sha(script::PATH), &name, &names);
         }
-        Key::Dentry { parent, name } => hget(batch, &keys::dir(*parent), name),
-        Key::Xattr { ino, name } => hget(batch, &keys::xattrs(*ino), name),
-        Key::SliceRefs { id, size } => {
-            hget(
-                batch,
-                keys::SLICE_REFS,
-                layout::slice_ref_field(*id, *size).as_bytes(),
+        Key::Ancestors(ino) => {
+            let words = [ino.0, Ino::ROOT.0, Ino::TRASH.0, DIR_DEPTH_MAX as u64];
+            let words = words.map(|number| number.to_string());
+            batch.script(
+                sha(script::ANCESTORS),
+                &name,
+                &words.each_ref().map(|word| word.as_bytes()),
             );
         }
-        Key::Acl(id) => hget(batch, keys::ACLS, id.to_string().as_bytes()),
-        Key::DirStat(ino) => hget_each(batch, keys::DIR_STATS, *ino),
-        Key::DirQuota(ino) => hget_each(batch, keys::DIR_QUOTAS, *ino),
-        Key::Chunk { ino, index } => {
-            batch.push_words(&[b"LRANGE", keys::chunk(*ino, *index).as_bytes(), b"0", b"-1"]);
+        Key::Dentry { name: field, .. } | Key::Xattr { name: field, .. } => {
+            batch.key("HGET", &name, &[field]);
         }
+        Key::SliceRefs { id, size } => {
+            batch.key("HGET", &name, &[keys::slice_ref(*id, *size).as_bytes()]);
+        }
+        Key::Acl(id) => batch.key("HGET", &name, &[id.to_string().as_bytes()]),
+        Key::DirStat(ino) => hget_each(batch, keys::DIR_STATS, ino.0),
+        Key::Quota(quota) => hget_each(batch, keys::quotas(quota.kind()), quota.number()),
+        Key::Chunk { .. } => batch.key("LRANGE", &name, &[b"0", b"-1"]),
         Key::Attr(_) | Key::Symlink(_) | Key::Counter(_) | Key::Setting => {
-            batch.push_words(&[b"GET", name_of(key).as_bytes()]);
+            batch.key("GET", &name, &[]);
         }
-        Key::XattrNames(_) => batch.push_words(&[b"HKEYS", name_of(key).as_bytes()]),
-        Key::Parents(_) => batch.push_words(&[b"HGETALL", name_of(key).as_bytes()]),
-        Key::Sustained(_) => batch.push_words(&[b"SMEMBERS", name_of(key).as_bytes()]),
+        Key::XattrNames(_) => batch.key("HKEYS", &name, &[]),
+        Key::Parents(_) | Key::Flocks(_) | Key::Plocks(_) => batch.key("HGETALL", &name, &[]),
+        Key::Sustained(_) => batch.key("SMEMBERS", &name, &[]),
     }
 }
 
@@ -100,14 +106,7 @@ pub(super) fn answer(
                     })
                 })
         }
-        Key::DirQuota(_) => {
-            let limits = reply::bytes(name, next())?;
-            let used = (next(), next());
-            match limits {
-                Some(limits) => Some(Record::Quota(quota(name, &limits, used)?)),
-                None => None,
-            }
-        }
+        Key::Quota(_) => quota(name, [next(), next(), next()])?.map(Record::Quota),
         Key::Sustained(_) => {
             let members = reply::strings(name, next())?;
             let inodes = members.iter().map(|raw| layout::decode_ino(name, raw));
@@ -118,6 +117,18 @@ pub(super) fn answer(
             Some(raw) => Some(Record::Acl(layout::decode_acl(name, &raw)?)),
             None => None,
         },
+        Key::Flocks(_) => {
+            let mut locks = flocks(name, next())?;
+            locks.sort_unstable();
+            (!locks.is_empty()).then_some(Record::Flocks(locks))
+        }
+        Key::Plocks(_) => {
+            let mut locks = plocks(name, next())?;
+            locks.sort_unstable();
+            (!locks.is_empty()).then_some(Record::Plocks(locks))
+        }
+        Key::Path { .. } => Some(Record::Path(path(name, next())?)),
+        Key::Ancestors(_) => Some(Record::Path(ancestors(name, next())?)),
     })
 }
 
@@ -130,13 +141,72 @@ pub(super) fn slices(key: &str, value: Value) -> EngineResult<Vec<Slice>> {
         .collect()
 }
 
-/// Limits of a quota with the two replies on its usage, which counts as zero where it is missing.
-pub(super) fn quota(key: &str, limits: &[u8], used: (Value, Value)) -> EngineResult<Quota> {
-    Ok(Quota {
-        used_space: optional_number(key, used.0)?.unwrap_or(0),
-        used_inodes: optional_number(key, used.1)?.unwrap_or(0),
-        ..layout::decode_quota(key, limits)?
+/// A quota from the replies on its limits, used space and used inodes. The last decides whether there is
+/// one; limits that are missing are none, as JuiceFS has it.
+pub(super) fn quota(key: &str, [limits, space, inodes]: [Value; 3]) -> EngineResult<Option<Quota>> {
+    let Some(used_inodes) = optional_number(key, inodes)? else {
+        return Ok(None);
+    };
+    let limits = match reply::bytes(key, limits)? {
+        Some(raw) => layout::decode_limits(key, &raw)?,
+        None => Quota {
+            max_space: -1,
+            max_inodes: -1,
+            ..Quota::default()
+        },
+    };
+    Ok(Some(Quota {
+        used_space: optional_number(key, space)?.unwrap_or(0),
+        used_inodes,
+        ..limits
+    }))
+}
+
+/// The BSD locks on an inode, in no order.
+pub(super) fn flocks(key: &str, value: Value) -> EngineResult<Vec<Flock>> {
+    let held = reply::pairs(key, value)?.into_iter();
+    held.map(|(field, raw)| layout::decode_flock(key, holder(key, &field)?, &raw))
+        .collect()
+}
+
+/// The POSIX locks on an inode, in no order. An owner without ranges holds nothing.
+pub(super) fn plocks(key: &str, value: Value) -> EngineResult<Vec<Plock>> {
+    let mut locks = Vec::new();
+    for (field, raw) in reply::pairs(key, value)? {
+        let (sid, owner) = holder(key, &field)?;
+        let ranges = layout::decode_plocks(key, &raw)?;
+        if !ranges.is_empty() {
+            locks.push(Plock { sid, owner, ranges });
+        }
+    }
+    Ok(locks)
+}
+
+fn holder(key: &str, field: &[u8]) -> EngineResult<(SessionId, u64)> {
+    keys::lock_owner_of(field).ok_or_else(|| {
+        let field = field.escape_ascii();
+        layout::corrupt(key, format!("`{field}` is not the owner of a lock"))
     })
+}
+
+fn path(key: &str, value: Value) -> EngineResult<Vec<(Ino, Attr)>> {
+    let steps = reply::pairs(key, value)?.into_iter();
+    steps
+        .map(|(entry, raw)| {
+            let ino = layout::decode_dentry(key, &entry)?.ino;
+            Ok((ino, layout::decode_attr(&keys::attr(ino), &raw)?))
+        })
+        .collect()
+}
+
+fn ancestors(key: &str, value: Value) -> EngineResult<Vec<(Ino, Attr)>> {
+    let steps = reply::pairs(key, value)?.into_iter();
+    steps
+        .map(|(ino, raw)| {
+            let ino = layout::decode_ino(key, &ino)?;
+            Ok((ino, layout::decode_attr(&keys::attr(ino), &raw)?))
+        })
+        .collect()
 }
 
 fn entry(key: &str, value: Value) -> EngineResult<Option<Record>> {
@@ -172,13 +242,9 @@ fn optional_number(key: &str, value: Value) -> EngineResult<Option<i64>> {
     }
 }
 
-fn hget(batch: &mut Batch, key: &str, field: &[u8]) {
-    batch.push_words(&[b"HGET", key.as_bytes(), field]);
-}
-
-fn hget_each(batch: &mut Batch, hashes: [&str; 3], ino: Ino) {
+fn hget_each(batch: &mut Batch, hashes: [&str; 3], field: u64) {
     for key in hashes {
-        hget(batch, key, ino.to_string().as_bytes());
+        batch.key("HGET", key, &[field.to_string().as_bytes()]);
     }
 }
 
@@ -195,8 +261,12 @@ fn name_of(key: &Key) -> String {
         Key::Setting => keys::SETTING.to_owned(),
         Key::SliceRefs { .. } => keys::SLICE_REFS.to_owned(),
         Key::DirStat(_) => keys::DIR_STATS[0].to_owned(),
-        Key::DirQuota(_) => keys::DIR_QUOTAS[0].to_owned(),
+        Key::Quota(quota) => keys::quotas(quota.kind())[0].to_owned(),
         Key::Sustained(sid) => keys::sustained(*sid),
         Key::Acl(_) => keys::ACLS.to_owned(),
+        Key::Flocks(ino) => keys::flocks(*ino),
+        Key::Plocks(ino) => keys::plocks(*ino),
+        Key::Path { from, .. } => keys::dir(*from),
+        Key::Ancestors(ino) => keys::attr(*ino),
     }
 }

@@ -1,25 +1,34 @@
-//! The two scripts that run inside the server, and the packing of a transaction into a call of the first.
+//! The scripts that run inside the server, and the packing of a transaction into a call of the first: its
+//! checks here, its writes in [`super::write`].
 //!
-//! Called by the engine's `read` (lookup) and `commit`. Both are loaded when a connection is made; a server
+//! Called by the engine's `read` (those that walk) and `commit`. All are loaded when a connection is made; a server
 //! that lost them (restart, `SCRIPT FLUSH`) is sent them again by [`super::conn`]. A script is atomic; the
 //! checks of a transaction all run before its first write, because a script is not rolled back. It can
 //! therefore only be torn by a record of the wrong type: a volume damaged by something else. Out of memory
 //! is told by the server before the first write.
 
-use crate::engine::{Check, Counter, Txn, Write};
-use crate::types::{ChunkIndex, Ino, Slice};
+use std::rc::Rc;
 
-use super::layout::{self, keys};
+use crate::engine::{Check, Txn};
+use crate::types::Slice;
+
+use super::{keys, layout};
 
 /// Sources, in the order in which [`super::conn`] loads them.
-pub(super) const SOURCES: &[&str] = &[include_str!("commit.lua"), include_str!("lookup.lua")];
+pub(super) const SOURCES: &[&str] = &[
+    include_str!("commit.lua"),
+    concat!(include_str!("decimal.lua"), include_str!("lookup.lua")),
+    concat!(include_str!("decimal.lua"), include_str!("path.lua")),
+    concat!(include_str!("decimal.lua"), include_str!("ancestors.lua")),
+];
 /// Position of the commit script in [`SOURCES`].
 pub(super) const COMMIT: usize = 0;
-/// Position of the lookup script in [`SOURCES`].
+/// Position of the lookup of an entry in [`SOURCES`].
 pub(super) const LOOKUP: usize = 1;
-
-/// Operands handed to one command at most: Lua's `unpack` has a limit of some thousands.
-const OPERANDS_MAX: usize = 1000;
+/// Position of the walk down a path in [`SOURCES`].
+pub(super) const PATH: usize = 2;
+/// Position of the walk up to the root in [`SOURCES`].
+pub(super) const ANCESTORS: usize = 3;
 
 /// Byte strings, one after the other.
 #[derive(Default)]
@@ -30,7 +39,12 @@ struct Parts {
 
 impl Parts {
     fn push(&mut self, part: impl AsRef<[u8]>) {
-        self.bytes.extend_from_slice(part.as_ref());
+        self.push_both(b"", part.as_ref());
+    }
+
+    fn push_both(&mut self, start: &[u8], end: &[u8]) {
+        self.bytes.extend_from_slice(start);
+        self.bytes.extend_from_slice(end);
         self.ends.push(self.bytes.len());
     }
 
@@ -44,6 +58,8 @@ impl Parts {
 
 /// A transaction as keys and arguments of the commit script.
 pub(super) struct Call {
+    /// Put before every key.
+    prefix: Rc<str>,
     keys: Parts,
     args: Parts,
     /// For each write, whether the script answers with a number for it.
@@ -51,9 +67,10 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Packs `txn`.
-    pub(super) fn new(txn: &Txn) -> Call {
+    /// Packs `txn` for the volume whose keys have this prefix.
+    pub(super) fn new(prefix: Rc<str>, txn: &Txn) -> Call {
         let mut call = Call {
+            prefix,
             keys: Parts::default(),
             args: Parts::default(),
             answers: Vec::new(),
@@ -88,7 +105,7 @@ impl Call {
                 fields,
                 expect,
             } => {
-                self.keys.push(keys::attr(*ino));
+                self.key(keys::attr(*ino));
                 self.args.push("A");
                 self.args.push(fields.0.to_string());
                 self.args.push(layout::canonical_attr(expect));
@@ -99,7 +116,7 @@ impl Call {
                 name,
                 expect,
             } => {
-                self.keys.push(keys::dir(*parent));
+                self.key(keys::dir(*parent));
                 self.args.push("D");
                 self.args.push(name);
                 match expect {
@@ -109,7 +126,7 @@ impl Call {
             }
             Check::DirEmpty(ino) => self.absent(keys::dir(*ino)),
             Check::Xattr { ino, name, present } => {
-                self.keys.push(keys::xattrs(*ino));
+                self.key(keys::xattrs(*ino));
                 self.args.push("X");
                 self.args.push(name);
                 self.args.push(if *present { "1" } else { "0" });
@@ -120,300 +137,103 @@ impl Call {
                 prefix,
                 whole,
             } => {
-                self.keys.push(keys::chunk(*ino, *index));
+                self.key(keys::chunk(*ino, *index));
                 self.args.push("L");
                 self.args
                     .push(prefix.iter().flat_map(Slice::encode).collect::<Vec<u8>>());
                 self.args.push(if *whole { "1" } else { "0" });
             }
             Check::Counter { counter, expect } => {
-                self.keys.push(keys::counter(*counter));
+                self.key(keys::counter(*counter));
                 self.args.push("N");
                 self.args
                     .push(layout::stored_counter(*counter, *expect).to_string());
             }
             Check::Setting(Some(text)) => {
-                self.keys.push(keys::SETTING);
+                self.key(keys::SETTING);
                 self.args.push("S");
                 self.args.push(text);
             }
             Check::Setting(None) => self.absent(keys::SETTING),
+            Check::Flocks { ino, expect } => {
+                let held = expect.iter().map(|lock| {
+                    let value = layout::encode_flock(lock.exclusive).to_vec();
+                    (keys::lock_owner(lock.sid, lock.owner), value)
+                });
+                self.locks(keys::flocks(*ino), held);
+            }
+            Check::Plocks { ino, expect } => {
+                let held = expect.iter().map(|lock| {
+                    let value = layout::encode_plocks(&lock.ranges);
+                    (keys::lock_owner(lock.sid, lock.owner), value)
+                });
+                self.locks(keys::plocks(*ino), held);
+            }
+            Check::DelayedSlices { id, time, expect } => {
+                self.key(keys::DELAYED_SLICES);
+                self.args.push("H");
+                self.args.push(keys::delayed(*id, *time));
+                self.args.push(layout::encode_delayed(expect));
+            }
         }
     }
 
-    fn absent(&mut self, key: impl AsRef<[u8]>) {
-        self.keys.push(key);
+    fn absent(&mut self, key: impl AsRef<str>) {
+        self.key(key);
         self.args.push("E");
     }
 
-    /// Adds the steps of a write; whether the script answers with a number for it.
-    fn write(&mut self, write: &Write) -> bool {
-        match write {
-            Write::InsertAttr { .. }
-            | Write::UpdateAttr { .. }
-            | Write::PatchDir { .. }
-            | Write::DeleteAttr(_) => self.write_attr(write),
-            Write::InsertDentry { .. }
-            | Write::ReplaceDentry { .. }
-            | Write::DeleteDentry { .. }
-            | Write::PutSymlink { .. }
-            | Write::DeleteSymlink(_)
-            | Write::PutXattr { .. }
-            | Write::DeleteXattr { .. }
-            | Write::DeleteXattrs(_)
-            | Write::AddParent { .. }
-            | Write::DeleteParents(_) => self.write_name(write),
-            Write::AppendChunk { ino, index, slices } => self.append("RPUSH", *ino, *index, slices),
-            Write::AppendChunkIfPresent { ino, index, slices } => {
-                self.append("RPUSHX", *ino, *index, slices)
-            }
-            Write::DeleteChunk { ino, index } => self.run("DEL", keys::chunk(*ino, *index), &[]),
-            // A slice without a record has one reference.
-            Write::NewSliceRef { .. } => false,
-            Write::AddSliceRef { .. }
-            | Write::DeleteSliceRef { .. }
-            | Write::AddCounter { .. }
-            | Write::SetCounter { .. } => self.write_number(write),
-            Write::InitDirStat(_)
-            | Write::AddDirStat { .. }
-            | Write::PutDirStat { .. }
-            | Write::DeleteDirStat(_)
-            | Write::DeleteDirQuota(_) => self.write_usage(write),
-            Write::PutSession { .. }
-            | Write::DeleteSession(_)
-            | Write::AddSustained { .. }
-            | Write::DeleteSustained { .. }
-            | Write::AddDeletedFile { .. }
-            | Write::DeleteDeletedFile { .. }
-            | Write::PutSetting(_) => self.write_session(write),
+    fn locks(&mut self, key: String, held: impl ExactSizeIterator<Item = (String, Vec<u8>)>) {
+        self.key(key);
+        self.args.push("K");
+        self.args.push(held.len().to_string());
+        for (owner, value) in held {
+            self.args.push(owner);
+            self.args.push(value);
         }
     }
 
-    fn write_attr(&mut self, write: &Write) -> bool {
-        match write {
-            Write::InsertAttr { ino, attr } => {
-                self.run("SET", keys::attr(*ino), &[&layout::encode_attr(attr)])
-            }
-            Write::UpdateAttr { ino, old, new } => {
-                self.keys.push(keys::attr(*ino));
-                self.args.push("u");
-                self.args.push(layout::canonical_attr(old));
-                self.args.push(layout::canonical_attr(new));
-                false
-            }
-            Write::PatchDir { ino, time, nlink } => {
-                self.keys.push(keys::attr(*ino));
-                self.args.push("p");
-                match time.map(layout::encode_time) {
-                    Some(time) => self.args.push([time, time].concat()),
-                    None => self.args.push(""),
-                }
-                self.args.push(nlink.to_string());
-                false
-            }
-            Write::DeleteAttr(ino) => self.run("DEL", keys::attr(*ino), &[]),
-            _ => false,
-        }
+    /// The next key the script uses.
+    pub(super) fn key(&mut self, name: impl AsRef<str>) {
+        self.keys
+            .push_both(self.prefix.as_bytes(), name.as_ref().as_bytes());
     }
 
-    fn write_name(&mut self, write: &Write) -> bool {
-        match write {
-            Write::InsertDentry {
-                parent,
-                name,
-                dentry,
-            }
-            | Write::ReplaceDentry {
-                parent,
-                name,
-                dentry,
-            } => {
-                let value = layout::encode_dentry(dentry);
-                self.run("HSET", keys::dir(*parent), &[name, &value])
-            }
-            Write::DeleteDentry { parent, name } => self.run("HDEL", keys::dir(*parent), &[name]),
-            Write::PutSymlink { ino, target } => self.run("SET", keys::symlink(*ino), &[target]),
-            Write::DeleteSymlink(ino) => self.run("DEL", keys::symlink(*ino), &[]),
-            Write::PutXattr { ino, name, value } => {
-                self.run("HSET", keys::xattrs(*ino), &[name, value])
-            }
-            Write::DeleteXattr { ino, name } => self.ask("HDEL", keys::xattrs(*ino), &[name]),
-            Write::DeleteXattrs(ino) => self.run("DEL", keys::xattrs(*ino), &[]),
-            Write::AddParent { ino, parent, delta } => {
-                let (parent, delta) = (parent.to_string(), delta.to_string());
-                let operands = [parent.as_bytes(), delta.as_bytes()];
-                self.run("HINCRBY", keys::parents(*ino), &operands)
-            }
-            Write::DeleteParents(ino) => self.run("DEL", keys::parents(*ino), &[]),
-            _ => false,
-        }
+    /// The next argument the script uses.
+    pub(super) fn arg(&mut self, word: impl AsRef<[u8]>) {
+        self.args.push(word);
     }
 
-    fn write_number(&mut self, write: &Write) -> bool {
-        match write {
-            Write::AddSliceRef { id, size, delta } => {
-                let (field, delta) = (layout::slice_ref_field(*id, *size), delta.to_string());
-                self.ask(
-                    "HINCRBY",
-                    keys::SLICE_REFS,
-                    &[field.as_bytes(), delta.as_bytes()],
-                )
-            }
-            Write::DeleteSliceRef { id, size } => {
-                let field = layout::slice_ref_field(*id, *size);
-                self.run("HDEL", keys::SLICE_REFS, &[field.as_bytes()])
-            }
-            Write::AddCounter { counter, delta } => self.ask(
-                "INCRBY",
-                keys::counter(*counter),
-                &[delta.to_string().as_bytes()],
-            ),
-            Write::SetCounter { counter, value } => {
-                let value = layout::stored_counter(*counter, *value).to_string();
-                self.run("SET", keys::counter(*counter), &[value.as_bytes()])
-            }
-            _ => false,
-        }
-    }
-
-    fn write_usage(&mut self, write: &Write) -> bool {
-        match write {
-            Write::InitDirStat(ino) => self.put_dir_stat(*ino, [0, 0, 0]),
-            Write::PutDirStat { ino, stat } => {
-                self.put_dir_stat(*ino, [stat.length, stat.space, stat.inodes])
-            }
-            Write::AddDirStat { ino, delta } => {
-                for key in keys::DIR_STATS {
-                    self.keys.push(key);
-                }
-                self.args.push("s");
-                self.args.push(ino.to_string());
-                for value in [delta.length, delta.space, delta.inodes] {
-                    self.args.push(value.to_string());
-                }
-                true
-            }
-            Write::DeleteDirStat(ino) => self.drop_fields(keys::DIR_STATS, *ino),
-            Write::DeleteDirQuota(ino) => self.drop_fields(keys::DIR_QUOTAS, *ino),
-            _ => false,
-        }
-    }
-
-    fn write_session(&mut self, write: &Write) -> bool {
-        match write {
-            Write::PutSession { sid, expire, info } => {
-                let (member, score) = (sid.0.to_string(), expire.to_string());
-                self.run(
-                    "ZADD",
-                    keys::SESSIONS,
-                    &[score.as_bytes(), member.as_bytes()],
-                );
-                if let Some(info) = info {
-                    self.run("HSET", keys::SESSION_INFOS, &[member.as_bytes(), info]);
-                }
-                false
-            }
-            Write::DeleteSession(sid) => {
-                let member = sid.0.to_string();
-                self.keys.push(keys::locked(*sid));
-                self.args.push("l");
-                self.args.push(format!("{member}_"));
-                self.run("HDEL", keys::SESSION_INFOS, &[member.as_bytes()]);
-                self.run("ZREM", keys::SESSIONS, &[member.as_bytes()])
-            }
-            Write::AddSustained { sid, ino } => {
-                self.run("SADD", keys::sustained(*sid), &[ino.to_string().as_bytes()])
-            }
-            Write::DeleteSustained { sid, ino } => {
-                self.run("SREM", keys::sustained(*sid), &[ino.to_string().as_bytes()])
-            }
-            Write::AddDeletedFile { ino, length, time } => {
-                let (score, member) = (time.to_string(), layout::deleted_file(*ino, *length));
-                self.run(
-                    "ZADD",
-                    keys::DELETED_FILES,
-                    &[score.as_bytes(), member.as_bytes()],
-                )
-            }
-            Write::DeleteDeletedFile { ino, length } => {
-                let member = layout::deleted_file(*ino, *length);
-                self.run("ZREM", keys::DELETED_FILES, &[member.as_bytes()])
-            }
-            Write::PutSetting(text) => self.run("SET", keys::SETTING, &[text]),
-            _ => false,
-        }
-    }
-
-    fn put_dir_stat(&mut self, ino: Ino, values: [i64; 3]) -> bool {
-        let field = ino.to_string();
-        for (key, value) in keys::DIR_STATS.into_iter().zip(values) {
-            self.run(
-                "HSET",
-                key,
-                &[field.as_bytes(), value.to_string().as_bytes()],
-            );
-        }
-        false
-    }
-
-    fn drop_fields(&mut self, hashes: [&'static str; 3], ino: Ino) -> bool {
-        let field = ino.to_string();
-        for key in hashes {
-            self.run("HDEL", key, &[field.as_bytes()]);
-        }
-        false
-    }
-
-    fn append(&mut self, push: &str, ino: Ino, index: ChunkIndex, slices: &[Slice]) -> bool {
-        let key = keys::chunk(ino, index);
-        let encoded: Vec<[u8; Slice::BYTES]> = slices.iter().map(Slice::encode).collect();
-        let operands: Vec<&[u8]> = encoded.iter().map(<[u8; Slice::BYTES]>::as_slice).collect();
-        let mut batches = operands.chunks(OPERANDS_MAX);
-        let Some(last) = batches.next_back() else {
-            return self.ask("LLEN", key, &[]);
-        };
-        for batch in batches {
-            self.run(push, &key, batch);
-        }
-        self.ask(push, &key, last)
+    /// Name of a key as it stands in the server, for the sets that list keys.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// A command whose answer is not wanted.
-    fn run(&mut self, name: &str, key: impl AsRef<[u8]>, operands: &[&[u8]]) -> bool {
+    pub(super) fn run(&mut self, name: &str, key: impl AsRef<str>, operands: &[&[u8]]) -> bool {
         self.step("c", name, key, operands);
         false
     }
 
     /// A command whose answer, a number, is the result of the write.
-    fn ask(&mut self, name: &str, key: impl AsRef<[u8]>, operands: &[&[u8]]) -> bool {
+    pub(super) fn ask(&mut self, name: &str, key: impl AsRef<str>, operands: &[&[u8]]) -> bool {
         self.step("r", name, key, operands);
         true
     }
 
-    fn step(&mut self, letter: &str, name: &str, key: impl AsRef<[u8]>, operands: &[&[u8]]) {
-        self.keys.push(key);
+    pub(super) fn step(
+        &mut self,
+        letter: &str,
+        name: &str,
+        key: impl AsRef<str>,
+        operands: &[&[u8]],
+    ) {
+        self.key(key);
         self.args.push(letter);
         self.args.push(name);
         self.args.push(operands.len().to_string());
         for operand in operands {
             self.args.push(operand);
         }
-    }
-}
-
-/// The result of a write from the number the server answered with.
-pub(super) fn result_of(write: &Write, answer: i64) -> i64 {
-    match write {
-        Write::AddSliceRef { .. } => answer.saturating_add(1),
-        Write::AddCounter { counter, .. } => match counter {
-            Counter::UsedSpace
-            | Counter::TotalInodes
-            | Counter::LastCleanupSessions
-            | Counter::LastCleanupFiles => answer,
-            Counter::NextInode | Counter::NextSlice | Counter::NextSession | Counter::NextTrash => {
-                layout::counter_from_stored(*counter, answer)
-            }
-        },
-        _ => answer,
     }
 }
