@@ -1,6 +1,8 @@
 //! Random sequences of namespace operations against a model of what POSIX and the trash say, with commits
 //! that lose: told so (a check is said to have failed) and really (somebody else touched what the commit
-//! relies upon). Every answer must be the model's; at the end every name must be, and the volume must add up.
+//! relies upon); whose answer is lost, applied or not; that find the store gone. Two clients take turns.
+//! Every answer must be the model's, and a store that is gone must have done nothing; at the end every name must
+//! be the model's, and the volume must add up.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,21 +13,26 @@
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use sluice_meta::client::MetaResult;
+use sluice_meta::client::{Meta, MetaResult};
 use sluice_meta::engine::memory::{Memory, Request, Verdict};
-use sluice_meta::engine::{AttrFields, Check, Key, Txn, Write};
-use sluice_meta::ops::{Caller, Removed, RenameMode};
+use sluice_meta::engine::{AttrFields, Check, Key, Outcome, Txn, Write};
+use sluice_meta::error::EngineError;
+use sluice_meta::ops::{Caller, Removed, Rename, RenameMode};
 use sluice_meta::types::{Attr, FileKind, Ino, Name};
 
-use stage::{Kept, Stage, block_on, errno, setting};
+use stage::{Kept, Stage, block_on, errno, new_inode, setting};
 
 const ROOT: Caller = Caller::ROOT;
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EIO: i32 = 5;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
 const EISDIR: i32 = 21;
@@ -233,10 +240,17 @@ impl Model {
     }
 }
 
-/// Makes commits lose, as `fates` say, one after the other: 0 wins.
-fn interfere(store: &Memory, fates: Vec<u8>) {
+/// Lets things happen to commits, as `fates` say, one after the other: 0 is nothing. Answers how many were told
+/// that the store is gone. Nothing happens while it is `calm`.
+fn interfere(store: &Memory, fates: Vec<u8>, calm: &Arc<AtomicBool>) -> Arc<AtomicU32> {
     let (mut next, other) = (fates.into_iter().cycle(), store.clone());
+    let gone = Arc::new(AtomicU32::new(0));
+    let told = Arc::clone(&gone);
+    let calm = Arc::clone(calm);
     store.on_request(move |request| {
+        if calm.load(Ordering::Relaxed) {
+            return Verdict::Serve;
+        }
         let Request::Commit(txn) = request else {
             return Verdict::Serve;
         };
@@ -246,9 +260,45 @@ fn interfere(store: &Memory, fates: Vec<u8>) {
                 touch_one(&other, txn);
                 Verdict::Serve
             }
+            // Only of what would be applied: a commit that lost to the same change by the other client cannot be
+            // told from one that was applied.
+            Some(3) if holds(&other, txn) => Verdict::ServeThenFail(unknown_fate()),
+            Some(5) if holds(&other, txn) => Verdict::Fail(unknown_fate()),
+            // A close that fails leaves its file to the end of the session.
+            Some(4) if !txn.writes.iter().any(ends_handle) => {
+                told.fetch_add(1, Ordering::Relaxed);
+                Verdict::Fail(EngineError::Unreachable {
+                    engine: "memory",
+                    address: "here".into(),
+                    cause: "injected".into(),
+                })
+            }
             _ => Verdict::Serve,
         }
     });
+    gone
+}
+
+/// Whether a commit's checks hold: one more is the first that fails.
+fn holds(store: &Memory, txn: &Txn) -> bool {
+    let (mut checks, last) = (txn.checks.clone(), txn.checks.len());
+    checks.push(Check::NoAttr(Ino::ROOT));
+    let writes = Vec::new();
+    matches!(
+        store.apply(&Txn { checks, writes }),
+        Ok(Outcome::Conflict { check }) if check == last
+    )
+}
+
+fn unknown_fate() -> EngineError {
+    EngineError::UnknownFate {
+        engine: "memory",
+        cause: "injected".into(),
+    }
+}
+
+fn ends_handle(write: &Write) -> bool {
+    matches!(write, Write::DeleteSustained { .. })
 }
 
 /// Changes a time of the first inode whose whole record the commit relies upon.
@@ -281,23 +331,55 @@ fn touch_one(store: &Memory, txn: &Txn) {
 
 struct Run {
     stage: Stage,
+    /// Another process, if there is one.
+    other: Option<Meta>,
+    /// How often an operation was told that the store is gone.
+    gone: Arc<AtomicU32>,
+    calm: Arc<AtomicBool>,
     model: Model,
     made: BTreeSet<Ino>,
 }
 
 impl Run {
-    async fn make(&mut self, kind: FileKind, dir: Ino, name: &'static str) {
+    /// Who does the next thing. Only this process knows its open files: while there are some it is alone.
+    fn client(&self, other: bool) -> &Meta {
+        let alone = self.model.open.values().any(|handles| *handles > 0);
+        match &self.other {
+            Some(meta) if other && !alone => meta,
+            _ => &self.stage.meta,
+        }
+    }
+
+    /// Two clients write what they noted of directories: one that finds statistics missing counts also what the
+    /// other has not written yet.
+    async fn write_stats(&self) {
+        let Some(other) = &self.other else { return };
+        self.calm.store(true, Ordering::Relaxed);
+        other.flush_dir_stats().await.unwrap();
+        self.stage.meta.flush_dir_stats().await.unwrap();
+        self.calm.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the store was gone, so that nothing can have happened.
+    fn refused<T>(&self, answer: &MetaResult<T>) -> bool {
+        let gone = self.gone.swap(0, Ordering::Relaxed) > 0;
+        assert!(gone || errno(answer) != EIO, "EIO for no reason");
+        errno(answer) == EIO
+    }
+
+    async fn make(&mut self, kind: FileKind, dir: Ino, name: &'static str, other: bool) {
         let exists = self.model.entries.contains_key(&(dir, name));
+        let meta = self.client(other);
         let answer = if kind == FileKind::Symlink {
-            let made = self
-                .stage
-                .meta
-                .symlink(&ROOT, dir, name.as_bytes(), b"t")
-                .await;
-            made.map(|(ino, _)| ino)
+            meta.symlink(&ROOT, dir, name.as_bytes(), b"t").await
         } else {
-            self.stage.make(kind, dir, name).await
+            let new = new_inode(kind);
+            meta.mknod(&ROOT, dir, name.as_bytes(), &new).await
         };
+        let answer = answer.map(|(ino, _)| ino);
+        if self.refused(&answer) {
+            return;
+        }
         assert_eq!(
             errno(&answer),
             if exists { EEXIST } else { 0 },
@@ -333,34 +415,57 @@ impl Run {
         assert_eq!(answer, gone.then_some(0), "close of {ino}");
     }
 
-    async fn step(&mut self, op: Op) {
+    async fn step(&mut self, op: Op, other: bool) {
         let dirs = self.model.dirs();
         let at = |place: &Place| (dirs[place.dir.index(dirs.len())], NAMES[place.name]);
         match op {
             Op::Make(kind, place) => {
                 let (dir, name) = at(&place);
-                self.make(kind, dir, name).await;
+                self.make(kind, dir, name, other).await;
             }
             Op::Link(ino, place) => {
                 let (dir, name) = at(&place);
                 let all: Vec<Ino> = self.model.kinds.keys().copied().collect();
                 let ino = all[ino.index(all.len())];
-                let answer = self.stage.meta.link(&ROOT, ino, dir, name.as_bytes()).await;
+                let meta = self.client(other);
+                let answer = meta.link(&ROOT, ino, dir, name.as_bytes()).await;
+                if self.refused(&answer) {
+                    return;
+                }
                 same(answer.map(|_| ()), self.model.link(ino, dir, name), "link");
             }
             Op::Unlink(place) => {
                 let (dir, name) = at(&place);
-                let answer = self.stage.meta.unlink(&ROOT, dir, name.as_bytes()).await;
+                let meta = self.client(other);
+                let answer = meta.unlink(&ROOT, dir, name.as_bytes()).await;
+                if self.refused(&answer) {
+                    return;
+                }
                 same(answer, self.model.unlink(dir, name, false), "unlink");
             }
             Op::Rmdir(place) => {
                 let (dir, name) = at(&place);
-                let answer = self.stage.meta.rmdir(&ROOT, dir, name.as_bytes()).await;
+                let meta = self.client(other);
+                let answer = meta.rmdir(&ROOT, dir, name.as_bytes()).await;
+                if self.refused(&answer) {
+                    return;
+                }
                 same(answer, self.model.unlink(dir, name, true), "rmdir");
             }
             Op::Rename(from, to, mode) => {
                 let (from, to) = (at(&from), at(&to));
-                let answer = self.stage.rename(&ROOT, from, to, mode).await;
+                let bytes = |name: &str| Name::copy_from_slice(name.as_bytes());
+                let rename = Rename {
+                    from_parent: from.0,
+                    from_name: bytes(from.1),
+                    to_parent: to.0,
+                    to_name: bytes(to.1),
+                    mode,
+                };
+                let answer = self.client(other).rename(&ROOT, &rename).await;
+                if self.refused(&answer) {
+                    return;
+                }
                 same(answer, self.model.rename(from, to, mode), "rename");
             }
             Op::Open(place) => {
@@ -411,22 +516,72 @@ fn same<T: PartialEq + std::fmt::Debug>(answer: MetaResult<T>, expected: Result<
     assert_eq!(answer.map_err(|error| error.errno()), expected, "{op}");
 }
 
-/// One sequence, with commits that lose as `fates` say if the store can be made to.
-fn play(kept: Kept, trash_on: bool, ops: Vec<Op>, fates: Vec<u8>) {
+/// Who cuts the connections of a Redis server's clients, until dropped.
+struct Cutter {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Cutter {
+    fn start(mut server: redis::Connection, pauses: Vec<u8>) -> Cutter {
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            for pause in pauses.into_iter().cycle() {
+                smol::block_on(smol::Timer::after(Duration::from_millis(
+                    3 + u64::from(pause),
+                )));
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let mut kill = redis::cmd("CLIENT");
+                kill.arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                kill.query::<i64>(&mut server).unwrap();
+            }
+        });
+        Cutter {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(std::thread::JoinHandle::join);
+        assert!(std::thread::panicking() || ended.is_none_or(|end| end.is_ok()));
+    }
+}
+
+/// One sequence, with things that happen to commits as `fates` say: in memory one after the other, in Redis as
+/// pauses between two cuts of all connections; in SQLite nothing happens.
+fn play(kept: Kept, trash_on: bool, ops: Vec<(Op, bool)>, fates: Vec<u8>) {
     block_on(async {
         let stage = Stage::on(kept, setting(u32::from(trash_on)));
         stage.register();
+        stage.apply(vec![Write::InitDirStat(Ino::ROOT)]);
+        let cutter = stage
+            .redis()
+            .map(|server| Cutter::start(server, fates.clone()));
         // At least every other commit wins.
         let fates = fates.into_iter().flat_map(|fate| [fate, 0]).collect();
-        interfere(&stage.store, fates);
+        let calm = Arc::default();
+        let gone = interfere(&stage.store, fates, &calm);
+        let other = (kept == Kept::Memory).then(|| stage.colleague());
         let mut run = Run {
             stage,
+            other,
+            gone,
+            calm,
             model: Model::new(trash_on),
             made: BTreeSet::new(),
         };
-        for op in ops {
-            run.step(op).await;
+        for (op, other) in ops {
+            run.step(op, other).await;
+            run.write_stats().await;
         }
+        drop(cutter);
         run.stage.store.clear_hook();
         run.check().await;
         // Whoever still holds files lets go of them.
@@ -446,8 +601,8 @@ proptest! {
     #[test]
     fn operations_agree_with_the_model(
         trash_on: bool,
-        ops in proptest::collection::vec(op(), 1..200),
-        fates in proptest::collection::vec(0u8..3, 1..8),
+        ops in proptest::collection::vec((op(), any::<bool>()), 1..200),
+        fates in proptest::collection::vec(0u8..6, 1..12),
     ) {
         play(Kept::Memory, trash_on, ops, fates);
     }
@@ -460,16 +615,17 @@ proptest! {
     #[test]
     fn operations_agree_with_the_model_in_sqlite(
         trash_on: bool,
-        ops in proptest::collection::vec(op(), 1..200),
+        ops in proptest::collection::vec((op(), any::<bool>()), 1..200),
     ) {
         play(Kept::Sqlite, trash_on, ops, vec![0]);
     }
 
     #[test]
-    fn operations_agree_with_the_model_in_redis(
+    fn operations_agree_with_the_model_in_redis_with_connections_cut(
         trash_on: bool,
-        ops in proptest::collection::vec(op(), 1..200),
+        ops in proptest::collection::vec((op(), any::<bool>()), 1..200),
+        pauses in proptest::collection::vec(0u8..20, 1..8),
     ) {
-        play(Kept::Redis, trash_on, ops, vec![0]);
+        play(Kept::Redis, trash_on, ops, pauses);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! An operation fills a plan without awaiting, then applies it once. Everything that only may change after
 //! `Committed` travels with the plan and is done by `apply`: the process's copy of the volume's sums, pending
-//! directory statistics, the mark of a sustained inode in the table of open ones.
+//! directory statistics, usage of quotas, the mark of a sustained inode in the table of open ones.
 //!
 //! Pins: an inode that is about to lose its last link while a handle is open here must not be closed between
 //! that decision and the commit. [`Meta::pin_open`] counts one more handle; `apply` gives it back in every
@@ -11,17 +11,23 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::client::{Meta, MetaResult};
+use crate::client::{Meta, MetaResult, Sight};
 use crate::engine::{Check, Counter, Engine, Key, Outcome, Record, Txn, Write};
+use crate::error::EngineError;
+use crate::quota::Usage;
 use crate::types::{Attr, Dentry, DirStat, Ino, SessionId, Timestamp};
 
-use super::rules;
+use super::{growth, rules};
 
 /// Checks and writes of one attempt, with what follows from its success.
 #[derive(Default)]
 pub(crate) struct Plan {
     txn: Txn,
     stats: Vec<(Ino, DirStat)>,
+    /// Trees that move, or appear: from, to, what is below their top.
+    trees: Vec<(Option<Ino>, Ino, Usage)>,
+    /// By user and group.
+    owners: Vec<(u32, u32, Usage)>,
     space: i64,
     inodes: i64,
     pinned: Option<Ino>,
@@ -36,7 +42,7 @@ pub(crate) struct Plan {
 pub(crate) enum Applied {
     /// Everything is done.
     Committed {
-        /// One for each write.
+        /// One for each write; none if the answer was lost (see [`super::doubt`]).
         results: Vec<i64>,
         /// Length of the pinned file, if giving back the pin deleted it.
         deleted: Option<u64>,
@@ -63,15 +69,35 @@ impl Plan {
         self.txn.writes.len() - 1
     }
 
-    /// Changes the volume's sums.
-    pub(crate) fn charge(&mut self, space: i64, inodes: i64) {
+    /// Changes the volume's sums, and after the commit the usage of an inode's owner and group.
+    pub(crate) fn charge(&mut self, attr: &Attr, space: i64, inodes: i64) {
         self.space += space;
         self.inodes += inodes;
+        self.charge_owner(attr, Usage { space, inodes });
     }
 
-    /// Changes a directory's statistics, after the commit.
+    /// Changes the usage of an inode's owner and group, after the commit.
+    pub(crate) fn charge_owner(&mut self, attr: &Attr, change: Usage) {
+        self.owners.push((attr.uid, attr.gid, change));
+    }
+
+    /// What is below the top of a tree moves from under one directory to under another: changes the usage of
+    /// the directories with a quota above them, after the commit.
+    pub(crate) fn move_tree(&mut self, from: Ino, to: Ino, below: Usage) {
+        self.trees.push((Some(from), to, below));
+    }
+
+    /// The same for a tree that nobody saw before: a finished clone.
+    pub(crate) fn add_tree(&mut self, to: Ino, below: Usage) {
+        self.trees.push((None, to, below));
+    }
+
+    /// Changes a directory's statistics, and the usage of the quotas above it, after the commit. `.trash` itself
+    /// has none.
     pub(crate) fn note(&mut self, dir: Ino, delta: DirStat) {
-        self.stats.push((dir, delta));
+        if dir != Ino::TRASH {
+            self.stats.push((dir, delta));
+        }
     }
 
     /// Hands the pin on an open inode over to `apply`.
@@ -118,9 +144,11 @@ fn subject(check: &Check) -> Ino {
         | Check::NoAttr(ino)
         | Check::DirEmpty(ino)
         | Check::Xattr { ino, .. }
-        | Check::Chunk { ino, .. } => *ino,
+        | Check::Chunk { ino, .. }
+        | Check::Flocks { ino, .. }
+        | Check::Plocks { ino, .. } => *ino,
         Check::Dentry { parent, .. } => *parent,
-        Check::Counter { .. } | Check::Setting(_) => Ino::NONE,
+        Check::Counter { .. } | Check::Setting(_) | Check::DelayedSlices { .. } => Ino::NONE,
     }
 }
 
@@ -147,6 +175,12 @@ impl Answers {
         Ok(self.take().map(Record::entry).transpose()?)
     }
 
+    /// The next answer, the inodes on a path; none if there is no such record.
+    pub(crate) fn path(&mut self) -> MetaResult<Vec<(Ino, Attr)>> {
+        let path = self.take().map(Record::path).transpose()?;
+        Ok(path.unwrap_or_default())
+    }
+
     /// The next answer, whatever it is.
     pub(crate) fn record(&mut self) -> Option<Record> {
         self.take()
@@ -154,9 +188,23 @@ impl Answers {
 }
 
 impl Meta {
+    /// Reads `keys` for an attempt, from this core's memory where it may and can answer all of them.
+    pub(crate) async fn fetch_at(&self, sight: &Sight, keys: &[Key]) -> MetaResult<Answers> {
+        if sight.memory
+            && let Some(records) = self.shared.recall.answers(keys)
+        {
+            sight.used.set(true);
+            return Ok(Answers(records.into_iter()));
+        }
+        self.fetch(keys).await
+    }
+
     /// Reads `keys` in one round trip.
     pub(crate) async fn fetch(&self, keys: &[Key]) -> MetaResult<Answers> {
-        Ok(Answers(self.engine.read(keys).await?.into_iter()))
+        let asked = self.now();
+        let records = self.engine.read(keys).await?;
+        self.shared.recall.learn(keys, &records, asked);
+        Ok(Answers(records.into_iter()))
     }
 
     /// Counts one more handle of an inode that is open here, if a session could hold it after its last link
@@ -184,14 +232,43 @@ impl Meta {
         self.close(ino).await
     }
 
-    /// Commits a plan and, if it was applied, everything that follows from it.
+    /// Learns the ways up from the directories that are to be charged: one round trip for each that is not known.
+    async fn know_ways(
+        &self,
+        stats: &[(Ino, DirStat)],
+        trees: &[(Option<Ino>, Ino, Usage)],
+    ) -> Result<(), EngineError> {
+        if !self.shared.quotas.watches_dirs() {
+            return Ok(());
+        }
+        let ends = trees.iter().flat_map(|(from, to, _)| [*from, Some(*to)]);
+        for dir in stats.iter().map(|(dir, _)| *dir).chain(ends.flatten()) {
+            self.quota_dirs(dir).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits a plan and, if it was applied, everything that follows from it. A commit whose answer is lost is
+    /// found out about first.
     pub(crate) async fn apply(&self, mut plan: Plan) -> MetaResult<Applied> {
         let counters = plan.charge_counters();
         let subjects: Vec<Ino> = plan.txn.checks.iter().map(subject).collect();
-        let outcome = self.commit_marked(plan.txn).await;
+        let places = match self.shared.quotas.watches_dirs() {
+            true => growth::places(&plan.txn.writes),
+            false => Vec::new(),
+        };
+        // Before the commit: after it, a store that has gone away would leave quotas without their charges.
+        let outcome = match self.know_ways(&plan.stats, &plan.trees).await {
+            Ok(()) => self.commit_surely(plan.txn).await,
+            Err(error) => Err(error),
+        };
         let mut deleted = None;
         if let Some(ino) = plan.pinned {
-            let sustained = matches!(outcome, Ok(Outcome::Committed(_)));
+            // In doubt too: the last close looks whether there are links.
+            let sustained = matches!(
+                outcome,
+                Ok(Outcome::Committed(_)) | Err(EngineError::UnknownFate { .. })
+            );
             // The names are as asked whatever this comes to; the session's end deletes what stays behind.
             deleted = self.unpin(ino, sustained).await.unwrap_or_else(|error| {
                 tracing::warn!(%ino, %error, "could not delete a file at its last close");
@@ -200,14 +277,30 @@ impl Meta {
         }
         match outcome? {
             Outcome::Committed(results) => {
-                let sums = [&self.shared.used_space, &self.shared.total_inodes];
-                for (sum, write) in sums.into_iter().zip(counters) {
-                    if let Some(value) = write.and_then(|write| results.get(write)) {
-                        sum.store(*value, Ordering::Relaxed);
+                let sums = [
+                    (&self.shared.used_space, plan.space),
+                    (&self.shared.total_inodes, plan.inodes),
+                ];
+                for ((sum, delta), write) in sums.into_iter().zip(counters) {
+                    match write.map(|write| results.get(write)) {
+                        None => {}
+                        Some(Some(value)) => sum.store(*value, Ordering::Relaxed),
+                        Some(None) => drop(sum.fetch_add(delta, Ordering::Relaxed)),
                     }
                 }
+                for (uid, gid, change) in plan.owners {
+                    self.charge_owner(uid, gid, change);
+                }
+                self.learn_places(places);
                 for (dir, delta) in plan.stats {
                     self.note_dir_stat(dir, delta);
+                    self.charge_dir(dir, delta.into()).await;
+                }
+                for (from, to, below) in plan.trees {
+                    if let Some(from) = from {
+                        self.charge_dir(from, -below).await;
+                    }
+                    self.charge_dir(to, below).await;
                 }
                 Ok(Applied::Committed { results, deleted })
             }
