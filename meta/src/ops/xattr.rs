@@ -1,19 +1,19 @@
 //! Extended attributes.
 //!
 //! Round trips: get one read; list one read; set and remove one read (inode) and one commit. POSIX ACLs are
-//! no attributes of their own: they are made from the rules the inode names (one more read) and cannot be set
-//! yet. As on JuiceFS no time of the inode moves. Which namespaces a caller may use is the kernel's decision.
+//! no attributes of their own: they are made from the rules the inode names, and set by [`super::acl`]. As on
+//! JuiceFS no time of the inode moves. Which namespaces a caller may use is the kernel's decision.
 
 use bytes::Bytes;
 
-use crate::client::{Attempt, Meta, MetaResult};
+use crate::client::{Attempt, Meta, MetaResult, Sight};
 use crate::engine::{AttrFields, Check, Key, Record, Write};
 use crate::error::MetaError;
 use crate::limits::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use crate::ops::{Caller, Value, XattrMode};
-use crate::types::{Attr, Ino, Name};
+use crate::ops::{AclKind, Caller, SgidRule, Value, XattrMode};
+use crate::types::{Ino, Name};
 
-use super::acl;
+use super::acl::wire;
 use super::plan::{Applied, Plan};
 use super::rules;
 
@@ -24,35 +24,14 @@ fn checked(name: &[u8]) -> MetaResult<Name> {
     Ok(Bytes::copy_from_slice(name))
 }
 
-/// The rule behind an ACL's name, 0 = none.
-fn acl_id(name: &[u8], attr: &Attr) -> u32 {
-    if name == acl::ACCESS_NAME {
-        attr.access_acl
-    } else {
-        attr.default_acl
-    }
-}
-
-fn is_acl(name: &[u8]) -> bool {
-    name == acl::ACCESS_NAME || name == acl::DEFAULT_NAME
-}
-
-/// Name of an attribute that can be changed.
-fn changeable(name: &[u8]) -> MetaResult<Name> {
-    if is_acl(name) {
-        return Err(MetaError::NotSupported);
-    }
-    checked(name)
-}
-
 impl Meta {
     /// Value of an extended attribute. ACLs appear as `system.posix_acl_access|default`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> MetaResult<Value> {
         let name = checked(name)?;
-        if is_acl(&name) {
-            return match acl_id(&name, &self.getattr(ino).await?) {
+        if let Some(kind) = AclKind::from_name(&name) {
+            return match kind.id(&self.getattr(ino).await?) {
                 0 => Err(MetaError::NoAttribute),
-                id => Ok(acl::to_wire(&self.acl_rule(id).await?)),
+                id => Ok(wire::to_wire(&*self.acl_rule(id).await?)),
             };
         }
         let value = self.fetch(&[Key::Xattr { ino, name }]).await?.record();
@@ -72,44 +51,55 @@ impl Meta {
             Some(attr) => attr,
             None => self.getattr(ino).await?,
         };
-        for name in [acl::ACCESS_NAME, acl::DEFAULT_NAME] {
-            if acl_id(name, &attr) != 0 {
-                names.push(Bytes::from_static(name));
+        for kind in AclKind::BOTH {
+            if kind.id(&attr) != 0 {
+                names.push(Bytes::from_static(kind.name()));
             }
         }
         Ok(names)
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. An ACL is set by the name under which it appears, whether it was there or not.
     pub async fn setxattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         ino: Ino,
         name: &[u8],
         value: &[u8],
         mode: XattrMode,
     ) -> MetaResult<()> {
-        let name = changeable(name)?;
+        if let Some(kind) = AclKind::from_name(name) {
+            return self
+                .set_acl(caller, ino, kind, Some(value), SgidRule::ByGroup)
+                .await;
+        }
+        let name = checked(name)?;
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(MetaError::Range);
         }
         self.check_writable()?;
         let value = Bytes::copy_from_slice(value);
-        self.run(|| self.try_setxattr(ino, &name, &value, mode))
+        self.run(async |sight| self.try_setxattr(sight, ino, &name, &value, mode).await)
             .await
     }
 
-    /// Removes an extended attribute.
-    pub async fn removexattr(&self, _caller: &Caller, ino: Ino, name: &[u8]) -> MetaResult<()> {
-        let name = changeable(name)?;
+    /// Removes an extended attribute. An ACL need not be there.
+    pub async fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> MetaResult<()> {
+        if let Some(kind) = AclKind::from_name(name) {
+            return self
+                .set_acl(caller, ino, kind, None, SgidRule::ByGroup)
+                .await;
+        }
+        let name = checked(name)?;
         self.check_writable()?;
-        self.run(|| self.try_removexattr(ino, &name)).await
+        self.run(async |sight| self.try_removexattr(sight, ino, &name).await)
+            .await
     }
 
     /// The start of every change: the inode lives and is not frozen.
-    async fn xattr_plan(&self, ino: Ino) -> MetaResult<Plan> {
+    async fn xattr_plan(&self, sight: &Sight, ino: Ino) -> MetaResult<Plan> {
         let expect = self
-            .fetch(&[Key::Attr(ino)])
+            .fetch_at(sight, &[Key::Attr(ino)])
             .await?
             .attr()?
             .ok_or(MetaError::NotFound)?;
@@ -125,12 +115,13 @@ impl Meta {
 
     async fn try_setxattr(
         &self,
+        sight: &Sight,
         ino: Ino,
         name: &Name,
         value: &Bytes,
         mode: XattrMode,
     ) -> MetaResult<Attempt<()>> {
-        let mut plan = self.xattr_plan(ino).await?;
+        let mut plan = self.xattr_plan(sight, ino).await?;
         let expected = match mode {
             XattrMode::Any => None,
             XattrMode::Create => Some(false),
@@ -158,8 +149,13 @@ impl Meta {
         }
     }
 
-    async fn try_removexattr(&self, ino: Ino, name: &Name) -> MetaResult<Attempt<()>> {
-        let mut plan = self.xattr_plan(ino).await?;
+    async fn try_removexattr(
+        &self,
+        sight: &Sight,
+        ino: Ino,
+        name: &Name,
+    ) -> MetaResult<Attempt<()>> {
+        let mut plan = self.xattr_plan(sight, ino).await?;
         let write = plan.write(Write::DeleteXattr {
             ino,
             name: name.clone(),
