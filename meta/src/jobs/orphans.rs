@@ -103,7 +103,7 @@ impl Meta {
     }
 
     /// Whether this client is to run a job now that runs at most once in `period` seconds.
-    async fn take_job(&self, lock: Counter, period: i64) -> MetaResult<bool> {
+    pub(super) async fn take_job(&self, lock: Counter, period: i64) -> MetaResult<bool> {
         let record = self
             .engine
             .read(&[Key::Counter(lock)])

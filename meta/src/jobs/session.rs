@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_lite::future;
 use serde::{Deserialize, Serialize};
 
 use super::DeletedFile;
@@ -128,6 +129,7 @@ impl Session {
         session.put(meta).await?;
         meta.shared.session.store(sid.0, Ordering::Release);
         meta.refresh_usage().await?;
+        meta.load_quotas().await?;
         Ok(session)
     }
 
@@ -136,18 +138,24 @@ impl Session {
         self.sid
     }
 
-    /// Keeps the session alive, then reads setting and usage again.
+    /// Keeps the session alive and reads setting, usage and quotas again: all asked at once, one round trip
+    /// unless there are more quotas than a page holds.
     pub async fn heartbeat(&self, meta: &Meta) -> MetaResult<Reload> {
-        self.put(meta).await?;
-        meta.reload_setting().await
+        let (put, reload) = future::zip(self.put(meta), meta.reload_setting()).await;
+        put?;
+        reload
     }
 
     /// Ends the session after the last file was closed: flushes this core's statistics, deletes what it still
-    /// sustains and forgets it. If anything fails, the session stays for others to clean up when it is stale.
+    /// sustains, writes the usage that all cores have charged and forgets it. If anything fails, the session stays
+    /// for others to clean up when it is stale.
     pub async fn end(self, meta: &Meta) -> MetaResult<Vec<DeletedFile>> {
         meta.flush_dir_stats().await?;
+        meta.flush_quotas().await?;
         let mut files = Vec::new();
         meta.drop_session(self.sid, &mut files).await?;
+        // What was sustained is not charged any more.
+        meta.flush_quotas().await?;
         meta.shared.session.store(0, Ordering::Release);
         Ok(files)
     }
@@ -171,14 +179,23 @@ impl Session {
 }
 
 impl Meta {
-    /// Reads setting and usage again and puts them in force. Also for read-only mounts, which have no session.
+    /// Reads setting, usage and quotas again and puts them in force. Also for read-only mounts, which have no
+    /// session. All of it is asked at once; quotas once more if the setting has turned some on or off.
     pub async fn reload_setting(&self) -> MetaResult<Reload> {
-        let record = self.engine.read(&[Key::Setting]).await?.pop().flatten();
+        let setting = [Key::Setting];
+        let usage = future::zip(self.refresh_usage(), self.load_quotas());
+        let (setting, (usage, quotas)) = future::zip(self.engine.read(&setting), usage).await;
+        let record = setting?.pop().flatten();
         let reload = match record.map(Record::bytes).transpose()? {
             Some(raw) => self.apply_setting(&raw),
             None => Reload::Stop(StopReason::Vanished),
         };
-        self.refresh_usage().await?;
+        usage?;
+        match reload {
+            Reload::Unchanged => quotas?,
+            Reload::Changed => self.load_quotas().await?,
+            Reload::Stop(_) => {}
+        }
         Ok(reload)
     }
 
@@ -195,9 +212,15 @@ impl Meta {
         if new == *old {
             return Reload::Unchanged;
         }
-        let unsupported = new.unsupported_for_writing(false);
+        let unsupported = new.unsupported_for_writing();
         if !self.shared.options.read_only && !unsupported.is_empty() {
             return Reload::Stop(StopReason::Unsupported(unsupported));
+        }
+        if new.enable_acl && !old.enable_acl {
+            tracing::warn!(
+                "POSIX ACLs were turned on for the volume: the kernel checks those of this mount only after it is \
+                 mounted again"
+            );
         }
         *self.shared.setting.write() = Arc::new(new);
         Reload::Changed
