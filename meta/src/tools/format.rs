@@ -44,6 +44,8 @@ pub struct FormatOptions {
     pub inodes: Option<u64>,
     /// Days in the trash, 0 = no trash.
     pub trash_days: Option<u32>,
+    /// POSIX ACLs; once on they stay on, as inodes name their rules.
+    pub enable_acl: Option<bool>,
     /// PEM of the RSA private key that protects the blocks. Fixed at format.
     pub encrypt_key: Option<String>,
     /// Data cipher, `aes256gcm-rsa` or `chacha20-rsa`. Fixed at format.
@@ -105,7 +107,8 @@ fn short_answer() -> VolumeError {
     }
 }
 
-fn insert_dir(txn: &mut Txn, ino: Ino, mode: u16, now: Timestamp) {
+/// A new directory below the root.
+pub(super) fn insert_dir(txn: &mut Txn, ino: Ino, mode: u16, now: Timestamp) {
     let attr = Attr {
         flags: 0,
         kind: FileKind::Directory,
@@ -239,11 +242,22 @@ fn apply_changeable(setting: &mut Setting, options: &FormatOptions) -> Result<()
     setting.capacity = options.capacity.unwrap_or(setting.capacity);
     setting.inodes = options.inodes.unwrap_or(setting.inodes);
     setting.trash_days = options.trash_days.unwrap_or(setting.trash_days);
+    match options.enable_acl {
+        Some(true) => setting.enable_acls(),
+        Some(false) if setting.enable_acl => {
+            return Err(VolumeError::Option {
+                what: "POSIX ACLs",
+                value: "turned off".into(),
+                why: "files that have some would lose them; leave the option out, or format another volume",
+            });
+        }
+        Some(false) | None => {}
+    }
     Ok(())
 }
 
 /// A directory is stored as an absolute path with a slash at its end, as object keys are appended to it.
-fn bucket_address(storage: &str, bucket: &str) -> Result<String, VolumeError> {
+pub(super) fn bucket_address(storage: &str, bucket: &str) -> Result<String, VolumeError> {
     if storage != "file" {
         return Ok(bucket.into());
     }

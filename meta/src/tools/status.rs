@@ -1,5 +1,8 @@
-//! `status`: the setting without its secrets, the sessions, and the volume's usage, in the JSON shape of
-//! JuiceFS's command of the same name.
+//! `status`: the setting without its secrets, the sessions, and the volume's usage; or one session with what it
+//! holds. In the JSON shape of JuiceFS's command of the same name.
+//!
+//! Round trips: setting, sums and a page of sessions for the whole; for one session a page of sessions, its
+//! sustained inodes and a page of its locks.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -9,7 +12,7 @@ use crate::engine::{Counter, Engine, Item, Key, Record, Scan};
 use crate::jobs::session::{SessionInfo, rfc3339};
 use crate::limits;
 use crate::ops::StatFs;
-use crate::types::Timestamp;
+use crate::types::{Flock, Ino, Plock, PlockRange, SessionId, Timestamp};
 use crate::volume::{Setting, VolumeError};
 
 /// All that `status` shows.
@@ -37,6 +40,62 @@ pub struct SessionStatus {
     pub info: SessionInfo,
 }
 
+/// A session with what it holds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SessionDetail {
+    /// The session.
+    #[serde(flatten)]
+    pub session: SessionStatus,
+    /// Files without links that it keeps open.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sustained: Vec<u64>,
+    /// Its BSD locks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flocks: Vec<HeldFlock>,
+    /// Its POSIX locks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plocks: Vec<HeldPlock>,
+}
+
+/// A BSD lock (`flock(2)`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HeldFlock {
+    /// On which inode.
+    pub inode: u64,
+    /// The kernel's number for the open file.
+    pub owner: u64,
+    /// `R` for a shared lock, `W` for an exclusive one.
+    pub ltype: &'static str,
+}
+
+/// One owner's POSIX locks (`fcntl(2)`) on an inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HeldPlock {
+    /// On which inode.
+    pub inode: u64,
+    /// The kernel's number for the process' table of files.
+    pub owner: u64,
+    /// By start, without overlap.
+    pub records: Vec<HeldRange>,
+}
+
+/// A locked range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HeldRange {
+    /// 0 for reading, 1 for writing, as `F_RDLCK` and `F_WRLCK`.
+    pub r#type: u32,
+    /// The process that took it.
+    pub pid: u32,
+    /// First byte.
+    pub start: u64,
+    /// Last byte, inclusive.
+    pub end: u64,
+}
+
 /// The volume's usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -61,6 +120,57 @@ pub async fn status(engine: &impl Engine) -> Result<Status, VolumeError> {
         sessions,
         stat,
     })
+}
+
+/// Looks at one session; `None` if there is none of that number.
+pub async fn session(
+    engine: &impl Engine,
+    sid: SessionId,
+) -> Result<Option<SessionDetail>, VolumeError> {
+    load_volume(engine).await?;
+    let session = sessions(engine).await?;
+    let Some(session) = session.into_iter().find(|session| session.sid == sid.0) else {
+        return Ok(None);
+    };
+    let sustained = super::sustained_of(engine, sid).await?;
+    let mut detail = SessionDetail {
+        session,
+        sustained: sustained.into_iter().map(|ino| ino.0).collect(),
+        flocks: Vec::new(),
+        plocks: Vec::new(),
+    };
+    for item in super::scan_all(engine, &Scan::SessionLocks(sid)).await? {
+        match item {
+            Item::Flock { ino, lock } => detail.flocks.push(held_flock(ino, &lock)),
+            Item::Plock { ino, lock } => detail.plocks.push(held_plock(ino, &lock)),
+            _ => {}
+        }
+    }
+    detail.flocks.sort_by_key(|lock| (lock.inode, lock.owner));
+    detail.plocks.sort_by_key(|lock| (lock.inode, lock.owner));
+    Ok(Some(detail))
+}
+
+fn held_flock(ino: Ino, lock: &Flock) -> HeldFlock {
+    HeldFlock {
+        inode: ino.0,
+        owner: lock.owner,
+        ltype: if lock.exclusive { "W" } else { "R" },
+    }
+}
+
+fn held_plock(ino: Ino, lock: &Plock) -> HeldPlock {
+    let record = |range: &PlockRange| HeldRange {
+        r#type: u32::from(range.write),
+        pid: range.pid,
+        start: range.start,
+        end: range.end,
+    };
+    HeldPlock {
+        inode: ino.0,
+        owner: lock.owner,
+        records: lock.ranges.iter().map(record).collect(),
+    }
 }
 
 async fn sessions(engine: &impl Engine) -> Result<Vec<SessionStatus>, VolumeError> {
