@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`types`] names things; [`engine`] defines records, and the verbs `read`, `scan` and
 //! `commit` that every store offers; `ops` (methods of [`client::Meta`], one file per family) decide what
-//! a file-system operation means; [`client`] is what a core of the server holds.
+//! a file-system operation means; [`client`] is what a core of the server holds;
+//! [`parity`] says what of JuiceFS' client is here and which tests prove it.
 //!
 //! One operation, walked through (`unlink` of a file with one link):
 //! 1. one `read` fetches the parent's attributes, the dentry and the attributes it leads to;
@@ -18,6 +19,7 @@
 //! it needs of an executor is the [`runtime::Runtime`] trait.
 #![forbid(unsafe_code)]
 
+pub mod acl_cache;
 pub mod changes;
 pub mod client;
 pub mod engine;
@@ -25,6 +27,9 @@ pub mod error;
 pub mod jobs;
 pub mod limits;
 pub mod ops;
+pub mod parity;
+pub mod quota;
+pub mod recall;
 pub mod runtime;
 pub mod store;
 pub mod tools;

@@ -83,6 +83,19 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two.
     Exchange,
+    /// As `NoReplace`, from the trash; the target's directory may be in the trash itself.
+    Restore,
+}
+
+/// What becomes of what is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposal {
+    /// As the volume is set: into the trash, if it has one.
+    Trash,
+    /// Past the trash.
+    Delete,
+    /// Past the trash, and past the flags that protect it: for trees that nobody but their maker knows.
+    Discard,
 }
 
 /// Source and destination of a rename.
@@ -188,6 +201,48 @@ pub struct DirPage {
     pub read: Moment,
 }
 
+/// What a lock shall become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// Held together with other shared ones: for reading.
+    Shared,
+    /// Held alone: for writing.
+    Exclusive,
+    /// Not held.
+    Unlock,
+}
+
+/// A POSIX lock on a range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLock {
+    /// First byte.
+    pub start: u64,
+    /// Last byte, inclusive; [`RangeLock::END`] or more for whatever the file may become.
+    pub end: u64,
+    /// What these bytes shall be.
+    pub kind: LockKind,
+    /// The process that asks.
+    pub pid: u32,
+}
+
+impl RangeLock {
+    /// Largest offset there is.
+    pub const END: u64 = i64::MAX as u64;
+
+    /// Gives up everything that an owner holds.
+    pub const RELEASE: RangeLock = RangeLock {
+        start: 0,
+        end: RangeLock::END,
+        kind: LockKind::Unlock,
+        pid: 0,
+    };
+
+    /// Whether this leaves the owner nothing, whatever it holds.
+    pub fn releases_all(&self) -> bool {
+        self.kind == LockKind::Unlock && self.start == 0 && self.end >= RangeLock::END
+    }
+}
+
 /// Volume usage as `statfs` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatFs {
@@ -202,10 +257,21 @@ pub struct StatFs {
 }
 
 mod acl;
+mod atime;
+pub mod batch_unlink;
+pub mod clone;
+pub mod compact;
 mod content;
+pub mod copy_range;
 mod create;
+pub mod credentials;
+mod doubt;
+pub mod elsewhere;
 mod fallocate;
+mod flags;
+pub(crate) mod growth;
 mod link;
+pub(crate) mod locks;
 mod lookup;
 mod names;
 mod open;
@@ -213,15 +279,25 @@ mod plan;
 mod readdir;
 mod reclaim;
 mod removal;
+pub mod remove_tree;
 mod rename;
-mod rules;
+mod resolve;
+pub(crate) mod rules;
 mod setattr;
 mod slices;
+mod spelling;
 mod statfs;
-mod trash;
+pub mod summary;
+pub(crate) mod together;
+pub(crate) mod trash;
 mod truncate;
 mod unlink;
 mod xattr;
+
+pub use self::acl::{AclKind, SgidRule};
+pub use self::atime::AtimeMode;
+pub use self::flags::FlagChange;
+pub use self::spelling::NameMatch;
 
 /// Extended attribute values and link targets.
 pub type Value = Bytes;

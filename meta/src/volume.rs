@@ -25,6 +25,8 @@ pub use version::Version;
 pub const META_VERSION: u32 = 1;
 /// The JuiceFS release whose format and rules we follow, for `MinClientVersion` and `MaxClientVersion`.
 pub const CLIENT_VERSION: &str = "1.4.1";
+/// The oldest client that keeps ACLs (format fact).
+const ACL_CLIENT_VERSION: &str = "1.2.0-A";
 /// Smallest block size, KiB (format fact).
 pub const BLOCK_KIB_MIN: u32 = 64;
 /// Largest block size, KiB (format fact).
@@ -498,18 +500,13 @@ impl Setting {
 
     /// Features that are on and that a writer has to keep up, but which this client does not build yet. A
     /// volume with any of them is mounted read-only or not at all.
-    pub fn unsupported_for_writing(&self, has_dir_quotas: bool) -> Vec<&'static str> {
+    pub fn unsupported_for_writing(&self) -> Vec<&'static str> {
         let features = [
-            (self.enable_acl, "POSIX ACLs (EnableACL)"),
-            (has_dir_quotas, "directory quotas"),
-            (
-                self.user_group_quota,
-                "user and group quotas (UserGroupQuota)",
-            ),
             (self.change_log, "the change log (ChangeLog)"),
             (!self.kerb_conf.is_empty(), "Kerberos (KerbConf)"),
             (
-                self.tiers.keys().any(|id| id != "0"),
+                // A tier chooses a storage class, which a directory has not: keeping its number is enough.
+                self.storage != "file" && self.tiers.keys().any(|id| id != "0"),
                 "storage tiers other than the default (Tiers)",
             ),
         ];
@@ -517,6 +514,18 @@ impl Setting {
             .into_iter()
             .filter_map(|(on, name)| on.then_some(name))
             .collect()
+    }
+
+    /// Turns POSIX ACLs on and keeps out clients that know nothing of them.
+    pub(crate) fn enable_acls(&mut self) {
+        self.enable_acl = true;
+        let (needed, current) = (
+            Version::parse(ACL_CLIENT_VERSION),
+            Version::parse(&self.min_client_version),
+        );
+        if current < needed {
+            self.min_client_version = ACL_CLIENT_VERSION.into();
+        }
     }
 
     /// The record's text, byte for byte as JuiceFS writes the same setting: pretty-printed without
@@ -528,21 +537,26 @@ impl Setting {
         self.serialize(&mut serializer)
             .expect("strings, numbers and maps keyed by strings always serialise");
         let text = String::from_utf8(out).expect("serde_json writes UTF-8");
-        // These occur only inside strings, where the escape means the same character.
-        let escapes = [
-            ('<', "\\u003c"),
-            ('>', "\\u003e"),
-            ('&', "\\u0026"),
-            ('\u{2028}', "\\u2028"),
-            ('\u{2029}', "\\u2029"),
-        ];
-        escapes.iter().fold(text, |text, (special, escape)| {
-            match text.contains(*special) {
-                true => text.replace(*special, escape),
-                false => text,
-            }
-        })
+        escape_html(text)
     }
+}
+
+/// JSON text with the characters that are special in HTML escaped, as Go writes JSON. They occur only inside
+/// strings, where the escape means the same character.
+pub(crate) fn escape_html(text: String) -> String {
+    let escapes = [
+        ('<', "\\u003c"),
+        ('>', "\\u003e"),
+        ('&', "\\u0026"),
+        ('\u{2028}', "\\u2028"),
+        ('\u{2029}', "\\u2029"),
+    ];
+    escapes.iter().fold(text, |text, (special, escape)| {
+        match text.contains(*special) {
+            true => text.replace(*special, escape),
+            false => text,
+        }
+    })
 }
 
 /// Block size of the format nearest below what was asked for: a power of two of KiB from 64 to 16384.

@@ -427,7 +427,10 @@ fn a_full_volume_takes_no_more() {
     };
     let client = Client::with(&options, MetaOptions::default());
     client.add_file(FILE, DIR);
-    assert_eq!(block_on(client.meta.statfs()).unwrap().available, 12288);
+    assert_eq!(
+        block_on(client.meta.statfs(Ino::ROOT)).unwrap().available,
+        12288
+    );
     let grow = |length| block_on(client.meta.write(FILE, &commit(Vec::new(), length)));
     assert!(matches!(grow(16385), Err(MetaError::NoSpace)));
     assert_eq!(grow(16384).unwrap().length, 16384);
@@ -436,7 +439,10 @@ fn a_full_volume_takes_no_more() {
     assert!(grow(10).is_ok());
     truncate(&client, 1).unwrap();
     assert_eq!(grow(8192).unwrap().length, 8192);
-    assert_eq!(block_on(client.meta.statfs()).unwrap().available, 8192);
+    assert_eq!(
+        block_on(client.meta.statfs(Ino::ROOT)).unwrap().available,
+        8192
+    );
 }
 
 #[test]
@@ -1106,7 +1112,7 @@ fn living_files_are_not_reclaimed() {
 #[test]
 fn usage_is_shown_while_the_store_is_away() {
     let client = client();
-    let before = block_on(client.meta.statfs()).unwrap();
+    let before = block_on(client.meta.statfs(Ino::ROOT)).unwrap();
     assert_eq!(
         (before.inodes_used, before.total - before.available),
         (1, 4096)
@@ -1118,7 +1124,7 @@ fn usage_is_shown_while_the_store_is_away() {
             address: "here".into(),
             cause: "injected".into(),
         });
-    assert_eq!(block_on(client.meta.statfs()).unwrap(), before);
+    assert_eq!(block_on(client.meta.statfs(Ino::ROOT)).unwrap(), before);
     assert!(matches!(
         client.memory.apply(&Txn::default()),
         Ok(Outcome::Committed(_))

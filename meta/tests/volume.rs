@@ -7,9 +7,11 @@
 use sluice_meta::engine::memory::{Memory, Request, Verdict};
 use sluice_meta::engine::{Key, Record, Txn, Write};
 use sluice_meta::tools::format::{FormatOptions, Formatted, format};
-use sluice_meta::tools::status::status;
+use sluice_meta::tools::status::{session, status};
 use sluice_meta::tools::{has_dir_quotas, load_volume};
-use sluice_meta::types::{Attr, FileKind, Ino, Quota, SessionId, Timestamp};
+use sluice_meta::types::{
+    Attr, FileKind, Flock, Ino, PlockRange, Quota, QuotaKey, SessionId, Timestamp,
+};
 use sluice_meta::volume::{
     Cipher, Compression, Secret, Setting, VolumeError, check_name, round_block_kib,
 };
@@ -71,7 +73,7 @@ fn setting_is_read_and_written_as_juicefs_does() {
         None,
         "a cipher without a key encrypts nothing"
     );
-    assert!(setting.unsupported_for_writing(false).is_empty());
+    assert!(setting.unsupported_for_writing().is_empty());
 }
 
 #[test]
@@ -145,15 +147,16 @@ fn features_that_only_reading_can_ignore() {
     let on = |change: Change| {
         let mut setting = Setting::fresh("abc", "u");
         change(&mut setting);
-        setting.unsupported_for_writing(false)
+        setting.unsupported_for_writing()
     };
-    let cases: [(Change, &str); 5] = [
-        (|setting| setting.enable_acl = true, "EnableACL"),
-        (|setting| setting.user_group_quota = true, "UserGroupQuota"),
+    let cases: [(Change, &str); 3] = [
         (|setting| setting.change_log = true, "ChangeLog"),
         (|setting| setting.kerb_conf = "x".into(), "KerbConf"),
         (
-            |setting| drop(setting.tiers.insert("2".into(), Default::default())),
+            |setting| {
+                setting.storage = "s3".into();
+                setting.tiers.insert("2".into(), Default::default());
+            },
             "Tiers",
         ),
     ];
@@ -161,10 +164,8 @@ fn features_that_only_reading_can_ignore() {
         let names = on(change);
         assert!(names.len() == 1 && names[0].contains(name), "{names:?}");
     }
-    assert_eq!(
-        Setting::fresh("abc", "u").unsupported_for_writing(true),
-        ["directory quotas"]
-    );
+    // Quotas are kept up.
+    assert!(on(|setting| setting.user_group_quota = true).is_empty());
 }
 
 #[test]
@@ -569,10 +570,10 @@ fn only_quotas_that_limit_count() {
         used_space: 9,
         used_inodes: 1,
     };
-    memory.put_dir_quota(Ino(5), unlimited);
+    memory.put_quota(QuotaKey::Dir(Ino(5)), unlimited);
     assert!(!block_on(has_dir_quotas(&memory)).unwrap());
-    memory.put_dir_quota(
-        Ino(6),
+    memory.put_quota(
+        QuotaKey::Dir(Ino(6)),
         Quota {
             max_inodes: 10,
             ..unlimited
@@ -628,4 +629,73 @@ fn status_has_the_shape_of_juicefs() {
             (1_u64 << 50) - 8192
         )
     );
+}
+
+#[test]
+fn a_session_is_shown_with_what_it_holds() {
+    let memory = Memory::new();
+    run(&memory, &options()).unwrap();
+    let register = |sid| Write::PutSession {
+        sid: SessionId(sid),
+        expire: START,
+        info: Some(b"{}"[..].into()),
+    };
+    let flock = |sid, exclusive| Flock {
+        sid: SessionId(sid),
+        owner: 7,
+        exclusive,
+    };
+    let range = |start, end, write| PlockRange {
+        start,
+        end,
+        write,
+        pid: 12,
+    };
+    let writes = vec![
+        register(1),
+        register(2),
+        Write::AddSustained {
+            sid: SessionId(1),
+            ino: Ino(9),
+        },
+        Write::PutFlock {
+            ino: Ino(5),
+            lock: flock(1, true),
+        },
+        Write::PutFlock {
+            ino: Ino(4),
+            lock: flock(1, false),
+        },
+        Write::PutFlock {
+            ino: Ino(6),
+            lock: flock(2, true),
+        },
+        Write::PutPlocks {
+            ino: Ino(5),
+            sid: SessionId(1),
+            owner: 8,
+            ranges: vec![range(0, 9, true), range(20, 29, false)],
+        },
+    ];
+    let checks = Vec::new();
+    memory.apply(&Txn { checks, writes }).unwrap();
+
+    let shown = |sid| block_on(session(&memory, SessionId(sid))).unwrap();
+    let one = serde_json::to_value(shown(1).unwrap()).unwrap();
+    assert_eq!(
+        (&one["Sid"], &one["Sustained"]),
+        (&1.into(), &vec![9].into())
+    );
+    assert_eq!(
+        serde_json::to_string(&one["Flocks"]).unwrap(),
+        r#"[{"Inode":4,"Owner":7,"Ltype":"R"},{"Inode":5,"Owner":7,"Ltype":"W"}]"#
+    );
+    assert_eq!(
+        serde_json::to_string(&one["Plocks"]).unwrap(),
+        r#"[{"Inode":5,"Owner":8,"Records":[{"Type":1,"Pid":12,"Start":0,"End":9},{"Type":0,"Pid":12,"Start":20,"End":29}]}]"#
+    );
+    let two = serde_json::to_value(shown(2).unwrap()).unwrap();
+    assert_eq!(two["Flocks"][0]["Inode"], 6);
+    assert_eq!((two.get("Sustained"), two.get("Plocks")), (None, None));
+    assert_eq!(shown(3), None);
 }

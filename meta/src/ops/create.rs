@@ -1,7 +1,7 @@
 //! `mknod` (with `mkdir` and the inode of `create`), `symlink`, `readlink`.
 //!
 //! Round trips of an attempt: one read (parent, entry), one commit; a parent with a default ACL costs one more
-//! read for the rule. Inode numbers come from this core's batch; one that loses its name to somebody else is
+//! read or commit for each rule this process has not met. Inode numbers come from this core's batch; one that loses its name to somebody else is
 //! kept for the next attempt.
 //!
 //! The commit relies on little of the parent (it lives, is not immutable, is not in the trash), so that
@@ -11,15 +11,16 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 
-use crate::client::{Attempt, Meta, MetaResult};
+use crate::client::{Attempt, Meta, MetaResult, Sight};
 use crate::engine::{Check, Key, Record, Write};
 use crate::error::{EngineError, MetaError};
-use crate::limits::SYMLINK_BYTES_MAX;
+use crate::limits::{LINK_TARGETS_MAX, SYMLINK_BYTES_MAX};
 use crate::ops::{Caller, NewInode, Value};
-use crate::types::{Attr, Dentry, FileKind, Ino, Name, Timestamp, align_4k, attr_flags};
+use crate::types::{Attr, Dentry, FileKind, Ino, Name, Timestamp, attr_flags};
 
+use super::growth::inode_usage;
 use super::plan::{Applied, Plan};
-use super::{acl, names, rules};
+use super::{names, rules};
 
 /// `S_ISGID`: of a directory, new entries take its group.
 const SET_GID: u16 = 0o2000;
@@ -89,20 +90,30 @@ impl Meta {
         .await
     }
 
-    /// Target of a symlink.
+    /// Target of a symlink. Targets never change and numbers are never given again: this core remembers them,
+    /// also those of links that were removed meanwhile.
     pub async fn readlink(&self, ino: Ino) -> MetaResult<Value> {
+        if let Some(target) = self.link_targets.borrow().get(&ino) {
+            return Ok(target.clone());
+        }
         let mut answers = self.fetch(&[Key::Attr(ino), Key::Symlink(ino)]).await?;
         let attr = answers.attr()?.ok_or(MetaError::NotFound)?;
         if attr.kind != FileKind::Symlink {
             return Err(MetaError::Invalid("not a symlink"));
         }
         let target = answers.record().map(Record::bytes).transpose()?;
-        target.ok_or_else(|| {
+        let target = target.ok_or_else(|| {
             MetaError::Engine(EngineError::Corrupt {
                 record: format!("symlink {ino}"),
                 cause: "its target is missing".into(),
             })
-        })
+        })?;
+        let mut known = self.link_targets.borrow_mut();
+        if known.len() >= LINK_TARGETS_MAX {
+            known.clear();
+        }
+        known.insert(ino, target.clone());
+        Ok(target)
     }
 
     async fn create(
@@ -117,13 +128,18 @@ impl Meta {
             return Err(MetaError::NotPermitted);
         }
         self.check_writable()?;
+        self.check_new_name(parent, &name).await?;
         let spare = Cell::new(None);
-        self.run(|| self.try_create(caller, parent, &name, node, &spare))
-            .await
+        self.run(async |sight| {
+            self.try_create(sight, caller, parent, &name, node, &spare)
+                .await
+        })
+        .await
     }
 
     async fn try_create(
         &self,
+        sight: &Sight,
         caller: &Caller,
         parent: Ino,
         name: &Name,
@@ -137,26 +153,28 @@ impl Meta {
                 name: name.clone(),
             },
         ];
-        let mut answers = self.fetch(&keys).await?;
+        let mut answers = self.fetch_at(sight, &keys).await?;
         let parent_attr = rules::growing_directory(answers.attr()?)?;
         if answers.dentry()?.is_some() {
             return Err(MetaError::Exists);
         }
-        self.check_room(align_4k(0), 1)?;
+        let kind = node.inode.kind;
+        let is_dir = kind == FileKind::Directory;
+        let now = self.now();
+        let mut attr = new_attr(caller, parent, &parent_attr, node, now);
+        let more = inode_usage(&attr);
+        self.check_growth(&attr, more)?;
+        self.check_dir(parent, more).await?;
         let ino = match spare.get() {
             Some(ino) => ino,
             None => self.alloc_inode().await?,
         };
         spare.set(Some(ino));
 
-        let kind = node.inode.kind;
-        let is_dir = kind == FileKind::Directory;
-        let now = self.now();
-        let mut attr = new_attr(caller, parent, &parent_attr, node, now);
         self.inherit_acl(&parent_attr, node.inode.mode, &mut attr)
             .await?;
         let mut plan = Plan::default();
-        plan.check(rules::parent_check(caller, parent, &parent_attr));
+        plan.check(rules::heritage_check(parent, &parent_attr));
         plan.check(Check::Dentry {
             parent,
             name: name.clone(),
@@ -182,39 +200,12 @@ impl Meta {
         if is_dir {
             plan.write(Write::InitDirStat(ino));
         }
-        plan.charge(align_4k(0), 1);
+        plan.charge(&attr, more.space, more.inodes);
         plan.note(parent, rules::entry_stat(Some(&attr)));
         Ok(match self.apply(plan).await? {
             Applied::Committed { .. } => Attempt::Done((ino, attr)),
             Applied::Conflict { ino, .. } => Attempt::Conflict(ino),
         })
-    }
-
-    /// Applies the parent's default ACL, which then takes the place of the umask. A rule of its own for the
-    /// new inode can only be one that exists: otherwise `NotSupported`, rather than wider access than asked.
-    async fn inherit_acl(&self, parent: &Attr, asked: u16, attr: &mut Attr) -> MetaResult<()> {
-        if parent.default_acl == 0 || attr.kind == FileKind::Symlink {
-            return Ok(());
-        }
-        let rule = self.acl_rule(parent.default_acl).await?;
-        if attr.kind == FileKind::Directory {
-            attr.default_acl = parent.default_acl;
-        }
-        let special = attr.mode & 0o7000;
-        if acl::is_minimal(&rule) {
-            attr.mode = special | (asked & acl::mode_bits(&rule));
-            return Ok(());
-        }
-        let child = acl::narrowed(&rule, asked);
-        attr.mode = special | acl::mode_bits(&child);
-        if child == rule {
-            attr.access_acl = parent.default_acl;
-        } else if parent.access_acl != 0 && child == self.acl_rule(parent.access_acl).await? {
-            attr.access_acl = parent.access_acl;
-        } else {
-            return Err(MetaError::NotSupported);
-        }
-        Ok(())
     }
 }
 

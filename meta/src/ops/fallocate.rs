@@ -61,7 +61,11 @@ impl Meta {
                 true => self.zero_range(ino, offset, end, old.length).await?,
                 false => Vec::new(),
             };
-            Ok(Some(ContentChange { new, records }))
+            Ok(Some(ContentChange {
+                new,
+                records,
+                checks: Vec::new(),
+            }))
         })
         .await
     }

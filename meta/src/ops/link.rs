@@ -3,12 +3,14 @@
 //! Round trips of an attempt: one read (parent, entry, inode), one commit. The first hard link of an inode
 //! moves its parent out of the attributes into the list of parents, for good. Directories cannot be linked.
 
-use crate::client::{Attempt, Meta, MetaResult};
+use crate::client::{Attempt, Meta, MetaResult, Sight};
 use crate::engine::{AttrFields, Check, Key, Write};
 use crate::error::MetaError;
 use crate::ops::Caller;
+use crate::quota::Usage;
 use crate::types::{Attr, Dentry, FileKind, Ino, Name};
 
+use super::growth::inode_usage;
 use super::plan::{Applied, Plan};
 use super::{names, rules};
 
@@ -26,11 +28,14 @@ impl Meta {
             return Err(MetaError::NotPermitted);
         }
         self.check_writable()?;
-        self.run(|| self.try_link(caller, ino, parent, &name)).await
+        self.check_new_name(parent, &name).await?;
+        self.run(async |sight| self.try_link(sight, caller, ino, parent, &name).await)
+            .await
     }
 
     async fn try_link(
         &self,
+        sight: &Sight,
         caller: &Caller,
         ino: Ino,
         parent: Ino,
@@ -41,7 +46,7 @@ impl Meta {
             name: name.clone(),
         };
         let mut answers = self
-            .fetch(&[Key::Attr(parent), dentry_key, Key::Attr(ino)])
+            .fetch_at(sight, &[Key::Attr(parent), dentry_key, Key::Attr(ino)])
             .await?;
         let parent_attr = rules::growing_directory(answers.attr()?)?;
         if answers.dentry()?.is_some() {
@@ -56,6 +61,10 @@ impl Meta {
             return Err(MetaError::NotPermitted);
         }
         rules::check_not_frozen(&old)?;
+        let more = inode_usage(&old);
+        // Owners pay for an inode once, but who may have no more of them gets no more names either.
+        self.check_owner(&old, Usage { space: 0, ..more })?;
+        self.check_dir(parent, more).await?;
         let nlink = old.nlink.checked_add(1).ok_or(MetaError::TooManyLinks)?;
 
         let now = self.now();

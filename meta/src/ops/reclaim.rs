@@ -81,7 +81,7 @@ impl Meta {
         let expected = RefCell::new(slices);
         // The list of a commit of unknown fate.
         let doubt = RefCell::new(None);
-        self.run(|| self.try_delete_chunk(ino, index, &expected, &doubt))
+        self.run(async |_| self.try_delete_chunk(ino, index, &expected, &doubt).await)
             .await
     }
 
@@ -136,7 +136,7 @@ impl Meta {
     }
 
     /// Those of `slices` that nothing refers to.
-    async fn unreferenced(
+    pub(crate) async fn unreferenced(
         &self,
         slices: impl Iterator<Item = StoredSlice>,
     ) -> MetaResult<Vec<StoredSlice>> {

@@ -13,8 +13,8 @@
 
 use crate::client::{Meta, MetaResult};
 use crate::engine::{AttrFields, Check, Write};
-use crate::ops::Removed;
-use crate::types::{Attr, Dentry, FileKind, Ino, Name, SessionId, Timestamp, attr_flags};
+use crate::ops::{Disposal, Removed};
+use crate::types::{Attr, Dentry, FileKind, Ino, Name, QuotaKey, SessionId, Timestamp, attr_flags};
 
 use super::plan::{Applied, Plan};
 use super::{rules, trash};
@@ -74,32 +74,56 @@ impl Meta {
         now: Timestamp,
         trash_taken: bool,
     ) -> MetaResult<Fate> {
+        self.fate_by(victim, now, trash_taken, Disposal::Trash)
+            .await
+    }
+
+    /// As [`Meta::fate`], with the trash or past it.
+    pub(crate) async fn fate_by(
+        &self,
+        victim: &Victim,
+        now: Timestamp,
+        trash_taken: bool,
+        disposal: Disposal,
+    ) -> MetaResult<Fate> {
+        if let Some(fate) = self.staying(victim, now, trash_taken, disposal).await? {
+            return Ok(fate);
+        }
+        if victim.kind() == FileKind::File
+            && let Some(session) = self.pin_open(victim.dentry.ino)
+        {
+            return Ok(Fate::Sustained(session));
+        }
+        Ok(Fate::Deleted)
+    }
+
+    /// The part of the decision that no open handle has a say in; `None`: the last link goes.
+    pub(crate) async fn staying(
+        &self,
+        victim: &Victim,
+        now: Timestamp,
+        trash_taken: bool,
+        disposal: Disposal,
+    ) -> MetaResult<Option<Fate>> {
         let Some(attr) = &victim.attr else {
-            return Ok(Fate::Dangling);
+            return Ok(Some(Fate::Dangling));
         };
         let others = !victim.is_dir() && attr.nlink > 1;
-        let to_trash = self.shared.setting().trash_days > 0
+        let to_trash = disposal == Disposal::Trash
+            && self.shared.setting().trash_days > 0
             && !victim.parent.is_trash()
             && attr.flags & attr_flags::SKIP_TRASH == 0
             && !(trash_taken && others);
         if to_trash {
             let hour = self.trash_hour(now).await?;
             let name = trash::entry_name(victim.parent, victim.dentry.ino, &victim.name);
-            return Ok(Fate::Trash {
+            return Ok(Some(Fate::Trash {
                 hour,
                 name,
                 present: trash_taken,
-            });
+            }));
         }
-        if others {
-            return Ok(Fate::Linked);
-        }
-        if attr.kind == FileKind::File
-            && let Some(session) = self.pin_open(victim.dentry.ino)
-        {
-            return Ok(Fate::Sustained(session));
-        }
-        Ok(Fate::Deleted)
+        Ok(others.then_some(Fate::Linked))
     }
 }
 
@@ -143,7 +167,7 @@ impl Meta {
             ino,
             length: attr.length,
         });
-        plan.charge(rules::charged_space(attr), 1);
+        plan.charge(attr, rules::charged_space(attr), 1);
         match self.apply(plan).await {
             Ok(Applied::Committed { deleted, .. }) => deleted,
             Ok(Applied::Conflict { .. }) => None,
@@ -180,7 +204,7 @@ impl Plan {
         }
         if victim.is_dir() {
             self.write(Write::DeleteDirStat(ino));
-            self.write(Write::DeleteDirQuota(ino));
+            self.write(Write::DeleteQuota(QuotaKey::Dir(ino)));
             self.emptiness = Some(self.check(Check::DirEmpty(ino)));
         }
         if let Fate::Trash {
@@ -295,7 +319,7 @@ impl Plan {
                 }
                 self.write(Write::DeleteAttr(ino));
                 self.forget_extras(ino, attr);
-                self.charge(-rules::charged_space(attr), -1);
+                self.charge(attr, -rules::charged_space(attr), -1);
             }
         }
     }

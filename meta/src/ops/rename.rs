@@ -1,8 +1,9 @@
 //! `rename`, with NOREPLACE and EXCHANGE.
 //!
-//! Round trips of an attempt: one read (both parents, both entries with their inodes), one commit. A directory
-//! that moves to another parent costs one read for each ancestor of its destination, up to the source's parent
-//! or the root.
+//! Round trips of an attempt: one read (both parents, both entries with their inodes and, if a directory may
+//! move to another parent, the ancestors of its destination), one commit. If some directory has a quota,
+//! the ways up from both parents may cost one more each; a directory without a quota of its own that leaves or
+//! enters one below a quota is summed up first (`quotas`).
 //!
 //! No loops: the commit relies on every step of that walk (each ancestor's parent), on the source entry and
 //! on the destination. At the moment of the commit none of the destination's ancestors is the moved directory,
@@ -13,7 +14,7 @@
 
 use std::cell::Cell;
 
-use crate::client::{Attempt, Meta, MetaResult};
+use crate::client::{Attempt, Meta, MetaResult, Sight};
 use crate::engine::{AttrFields, Check, Key, Write};
 use crate::error::{EngineError, MetaError};
 use crate::limits::DIR_DEPTH_MAX;
@@ -23,6 +24,8 @@ use crate::types::{Attr, Dentry, FileKind, Ino, Name, Timestamp, attr_flags};
 use super::plan::{Applied, Plan};
 use super::removal::Victim;
 use super::{names, rules};
+
+mod quotas;
 
 /// An entry's place: directory, its attributes, name.
 struct Place {
@@ -50,6 +53,10 @@ struct Scene {
     moved: Moved,
     target: Option<Victim>,
     mode: RenameMode,
+    /// Ancestors of the destination; empty if no directory moves to another parent.
+    above_to: Vec<(Ino, Attr)>,
+    /// The same of the source, for an exchange.
+    above_from: Vec<(Ino, Attr)>,
 }
 
 impl Meta {
@@ -63,29 +70,40 @@ impl Meta {
         {
             return Err(MetaError::NotPermitted);
         }
+        if rename.mode == RenameMode::Restore && !rename.from_parent.is_trash() {
+            return Err(MetaError::Invalid(
+                "only what is in the trash can be restored",
+            ));
+        }
         if rename.from_parent.is_trash() && rename.mode == RenameMode::Exchange {
             // It would put something into the trash under a name that says nothing of its origin.
             return Err(MetaError::NotPermitted);
         }
         self.check_writable()?;
+        let rename = &self.respelled(rename).await?;
         let trash_taken = Cell::new(false);
-        self.run(|| self.try_rename(caller, rename, &trash_taken))
+        self.run(async |sight| self.try_rename(sight, caller, rename, &trash_taken).await)
             .await
     }
 
     async fn try_rename(
         &self,
+        sight: &Sight,
         caller: &Caller,
         rename: &Rename,
         trash_taken: &Cell<bool>,
     ) -> MetaResult<Attempt<Option<Removed>>> {
-        let Some(scene) = self.read_scene(rename).await? else {
-            return Ok(Attempt::Done(None));
+        let Some(scene) = self.read_scene(sight, rename).await? else {
+            return Ok(sight.done(None));
         };
         scene.check_rules(caller)?;
-        let walked = self.check_no_loop(&scene).await?;
+        let walked = scene.check_no_loop()?;
+        let trees = self.check_quotas(&scene).await?;
         let now = self.now();
         let mut plan = Plan::default();
+        for (from, to, below) in trees {
+            plan.move_tree(from, to, below);
+        }
         plan.check(rules::parent_check(
             caller,
             scene.from.dir,
@@ -107,12 +125,16 @@ impl Meta {
                 Applied::Conflict { ino, .. } => Attempt::Conflict(ino),
             });
         }
+        let lacks_stat = self.lacks_stat(&scene).await?;
         let fate = match &scene.target {
             Some(victim) => Some(self.fate(victim, now, trash_taken.get()).await?),
             None => None,
         };
         scene.relocate(&mut plan, now);
         scene.patch_parents(self, &mut plan, now);
+        if lacks_stat {
+            plan.write(Write::InitDirStat(scene.moved.dentry.ino));
+        }
         if let (Some(victim), Some(fate)) = (&scene.target, &fate) {
             plan.remove(victim, fate, now);
         }
@@ -136,10 +158,19 @@ impl Meta {
         }
     }
 
+    /// Whether a directory comes back from the trash without the statistics it lost on its way there.
+    async fn lacks_stat(&self, scene: &Scene) -> MetaResult<bool> {
+        if scene.mode != RenameMode::Restore || !scene.moved.is_dir() {
+            return Ok(false);
+        }
+        let mut answers = self.fetch(&[Key::DirStat(scene.moved.dentry.ino)]).await?;
+        Ok(answers.record().is_none())
+    }
+
     /// Reads everything; `None` if there is nothing to do: both names are the same, or the same inode's.
-    async fn read_scene(&self, rename: &Rename) -> MetaResult<Option<Scene>> {
+    async fn read_scene(&self, sight: &Sight, rename: &Rename) -> MetaResult<Option<Scene>> {
         let (from_name, to_name) = (rename.from_name.clone(), rename.to_name.clone());
-        let keys = [
+        let mut keys = vec![
             Key::Attr(rename.from_parent),
             Key::Attr(rename.to_parent),
             Key::Entry {
@@ -151,7 +182,18 @@ impl Meta {
                 name: to_name.clone(),
             },
         ];
-        let mut answers = self.fetch(&keys).await?;
+        let crosses = rename.from_parent != rename.to_parent;
+        let up = crosses && !(sight.memory && self.known_leaf(rename.from_parent, &from_name));
+        let down = crosses
+            && rename.mode == RenameMode::Exchange
+            && !(sight.memory && self.known_leaf(rename.to_parent, &to_name));
+        if up {
+            keys.push(Key::Ancestors(rename.to_parent));
+        }
+        if down {
+            keys.push(Key::Ancestors(rename.from_parent));
+        }
+        let mut answers = self.fetch_at(sight, &keys).await?;
         let from_attr = rules::directory(answers.attr()?)?;
         let to_attr = rules::directory(answers.attr()?)?;
         let from = Place {
@@ -176,10 +218,28 @@ impl Meta {
             attr,
         });
         match (&target, rename.mode) {
-            (Some(_), RenameMode::NoReplace) => return Err(MetaError::Exists),
+            (Some(_), RenameMode::NoReplace | RenameMode::Restore) => {
+                return Err(MetaError::Exists);
+            }
             (None, RenameMode::Exchange) => return Err(MetaError::NotFound),
             (Some(victim), _) if victim.dentry.ino == dentry.ino => return Ok(None),
             _ => {}
+        }
+        let mut above_to = if up { answers.path()? } else { Vec::new() };
+        let mut above_from = if down { answers.path()? } else { Vec::new() };
+        // Memory was wrong about what is there.
+        if crosses && !up && moved.is_dir() {
+            let keys = [Key::Ancestors(rename.to_parent)];
+            above_to = self.fetch(&keys).await?.path()?;
+        }
+        let comes_back = |victim: &Victim| victim.kind() == FileKind::Directory;
+        if crosses
+            && !down
+            && rename.mode == RenameMode::Exchange
+            && target.as_ref().is_some_and(comes_back)
+        {
+            let keys = [Key::Ancestors(rename.from_parent)];
+            above_from = self.fetch(&keys).await?.path()?;
         }
         Ok(Some(Scene {
             from,
@@ -187,69 +247,83 @@ impl Meta {
             moved,
             target,
             mode: rename.mode,
+            above_to,
+            above_from,
         }))
     }
 
+    /// Whether memory knows this entry as something that has nothing below it.
+    fn known_leaf(&self, parent: Ino, name: &Name) -> bool {
+        let entry = self.shared.recall.entry(parent, name).flatten();
+        entry.is_some_and(|dentry| dentry.kind != FileKind::Directory)
+    }
+}
+
+/// Walks from `place` towards the root along `above`, its ancestors, up to `stop`; `Invalid` on meeting `moved`.
+/// Answers the ancestors it passed: the directory of `place` itself is checked as a parent anyway.
+fn walk_up<'a>(
+    place: &Place,
+    above: &'a [(Ino, Attr)],
+    moved: Ino,
+    stop: Ino,
+    mode: RenameMode,
+) -> MetaResult<&'a [(Ino, Attr)]> {
+    let mut at = place.dir;
+    for passed in 0..=above.len() {
+        if at == moved {
+            return Err(MetaError::Invalid("a directory cannot move below itself"));
+        }
+        if at == stop || at == Ino::ROOT {
+            return Ok(&above[..passed.saturating_sub(1)]);
+        }
+        if at.is_trash() {
+            // Part of a removed tree: only trees rebuilt in the trash grow there.
+            return match mode {
+                RenameMode::Restore => Ok(&above[..passed.saturating_sub(1)]),
+                _ => Err(MetaError::NotFound),
+            };
+        }
+        if let Some((ino, _)) = above.get(passed) {
+            at = *ino;
+        }
+    }
+    if above.len() < DIR_DEPTH_MAX {
+        // An ancestor has just gone.
+        return Err(MetaError::NotFound);
+    }
+    Err(MetaError::Engine(EngineError::Corrupt {
+        record: format!("ancestors of {}", place.dir),
+        cause: format!("more than {DIR_DEPTH_MAX} levels, or a loop"),
+    }))
+}
+
+impl Scene {
     /// Refuses to move a directory below itself. Answers the ancestors the answer depends on.
-    async fn check_no_loop(&self, scene: &Scene) -> MetaResult<Vec<(Ino, Attr)>> {
+    fn check_no_loop(&self) -> MetaResult<Vec<(Ino, Attr)>> {
         let mut walked = Vec::new();
-        if scene.from.dir == scene.to.dir {
+        if !self.crosses() {
             return Ok(walked);
         }
-        if scene.moved.is_dir() {
-            let stop = scene.from.dir;
-            self.walk_up(&scene.to, scene.moved.dentry.ino, stop, &mut walked)
-                .await?;
+        if self.moved.is_dir() {
+            let (moved, stop) = (self.moved.dentry.ino, self.from.dir);
+            walked.extend_from_slice(walk_up(&self.to, &self.above_to, moved, stop, self.mode)?);
         }
-        if let Some(target) = &scene.target
-            && scene.mode == RenameMode::Exchange
+        if let Some(target) = &self.target
+            && self.mode == RenameMode::Exchange
             && target.kind() == FileKind::Directory
         {
-            let stop = scene.to.dir;
-            self.walk_up(&scene.from, target.dentry.ino, stop, &mut walked)
-                .await?;
+            let (moved, stop) = (target.dentry.ino, self.to.dir);
+            walked.extend_from_slice(walk_up(
+                &self.from,
+                &self.above_from,
+                moved,
+                stop,
+                self.mode,
+            )?);
         }
         Ok(walked)
     }
 
-    /// Walks from `place` towards the root, up to `stop`; `Invalid` on meeting `moved`. The directory of
-    /// `place` itself is checked as a parent anyway and not part of `walked`.
-    async fn walk_up(
-        &self,
-        place: &Place,
-        moved: Ino,
-        stop: Ino,
-        walked: &mut Vec<(Ino, Attr)>,
-    ) -> MetaResult<()> {
-        let mut ino = place.dir;
-        let mut parent = place.attr.parent;
-        for _ in 0..DIR_DEPTH_MAX {
-            if ino == moved {
-                return Err(MetaError::Invalid("a directory cannot move below itself"));
-            }
-            if ino == stop || ino == Ino::ROOT {
-                return Ok(());
-            }
-            if ino.is_trash() {
-                // Part of a removed tree: nothing is put there.
-                return Err(MetaError::NotFound);
-            }
-            ino = parent;
-            if ino == moved || ino == stop || ino == Ino::ROOT || ino.is_trash() {
-                continue;
-            }
-            let attr = rules::directory(self.fetch(&[Key::Attr(ino)]).await?.attr()?)?;
-            parent = attr.parent;
-            walked.push((ino, attr));
-        }
-        Err(MetaError::Engine(EngineError::Corrupt {
-            record: format!("ancestors of {}", place.dir),
-            cause: format!("more than {DIR_DEPTH_MAX} levels, or a loop"),
-        }))
-    }
-}
-
-impl Scene {
     fn crosses(&self) -> bool {
         self.from.dir != self.to.dir
     }
@@ -268,7 +342,7 @@ impl Scene {
                 (true, true) | (false, false) => {}
             }
         }
-        if to.in_trash() {
+        if to.in_trash() && self.mode != RenameMode::Restore {
             return Err(MetaError::NotFound);
         }
         rules::check_not_frozen(from)?;
@@ -309,7 +383,9 @@ impl Scene {
                 let comes_back = i32::from(self.crosses() && target_dir);
                 (comes_back - moves, moves - comes_back)
             }
-            RenameMode::Replace | RenameMode::NoReplace => (-moves, moves - i32::from(target_dir)),
+            RenameMode::Replace | RenameMode::NoReplace | RenameMode::Restore => {
+                (-moves, moves - i32::from(target_dir))
+            }
         }
     }
 

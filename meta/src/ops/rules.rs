@@ -61,9 +61,23 @@ pub(crate) fn check_sticky(caller: &Caller, parent: &Attr, owner: u32) -> MetaRe
 /// with every sibling, and comparing them would make concurrent creates in one directory fail each other.
 pub(crate) fn parent_check(caller: &Caller, ino: Ino, attr: &Attr) -> Check {
     let mut fields = AttrFields::FLAGS.and(AttrFields::PARENT);
-    if sticky_matters(caller, attr) {
+    if !caller.is_root() {
+        // Whether it is sticky, and whose it is.
         fields = fields.and(AttrFields::OWNER);
     }
+    Check::Attr {
+        ino,
+        fields,
+        expect: attr.clone(),
+    }
+}
+
+/// As [`parent_check`], with everything that a new entry inherits.
+pub(crate) fn heritage_check(ino: Ino, attr: &Attr) -> Check {
+    let fields = AttrFields::FLAGS
+        .and(AttrFields::PARENT)
+        .and(AttrFields::OWNER)
+        .and(AttrFields::INHERITED);
     Check::Attr {
         ino,
         fields,

@@ -44,6 +44,7 @@ impl Meta {
             Ok(Some(ContentChange {
                 new,
                 records: slice_records(ino, &commit.slices),
+                checks: Vec::new(),
             }))
         })
         .await
@@ -77,7 +78,7 @@ fn written(old: &Attr, commit: &WriteCommit, now: Timestamp) -> Attr {
     new
 }
 
-fn next_instant(time: Timestamp) -> Timestamp {
+pub(super) fn next_instant(time: Timestamp) -> Timestamp {
     match time.nsec {
         999_999_999.. => Timestamp {
             sec: time.sec.saturating_add(1),
@@ -91,7 +92,7 @@ fn next_instant(time: Timestamp) -> Timestamp {
 }
 
 /// As Linux: sgid without group execution is not a privilege (it marks mandatory locking) and stays.
-fn without_suid(mode: u16) -> u16 {
+pub(super) fn without_suid(mode: u16) -> u16 {
     const SUID: u16 = 0o4000;
     const SGID: u16 = 0o2000;
     let privileges = if mode & 0o010 != 0 { SUID | SGID } else { SUID };

@@ -56,6 +56,36 @@ pub(crate) fn hour_name(hour: i64) -> Name {
         .into()
 }
 
+/// The hour since the epoch that a directory of the trash is named after; `None` for any other name.
+pub(crate) fn hour_of(name: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(name).ok()?;
+    let mut parts = text.splitn(4, '-').map(str::parse::<i64>);
+    let mut part = || parts.next()?.ok();
+    let (year, month, day, hour) = (part()?, part()?, part()?, part()?);
+    let fits = (0..=9999).contains(&year) && (1..=12).contains(&month);
+    if !fits || !(1..=31).contains(&day) || !(0..24).contains(&hour) {
+        return None;
+    }
+    // The inverse of `civil_date`; what is no date does not come back as the same name.
+    let year_from_march = if month > 2 { year } else { year - 1 };
+    let era = year_from_march.div_euclid(400);
+    let year_of_era = year_from_march.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    let hours = days * 24 + hour;
+    (hour_name(hours) == name).then_some(hours)
+}
+
+/// What the name of an entry in the trash says: the directory it was in, and its name there.
+pub(crate) fn origin(name: &[u8]) -> Option<(Ino, &[u8])> {
+    let mut parts = name.splitn(3, |byte| *byte == b'-');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
+    let (parent, _): (u64, u64) = (number()?, number()?);
+    let name = parts.next().filter(|name| !name.is_empty())?;
+    Some((Ino(parent), name))
+}
+
 /// Proleptic Gregorian date of a day since the epoch: years start in March, so that the leap day is the last
 /// of its year, and 400 years have 146 097 days. Example: day 19 782 is 2024-02-29.
 fn civil_date(day: i64) -> (i64, i64, i64) {
@@ -83,7 +113,9 @@ impl Meta {
         if let Some((_, ino)) = known.filter(|known| known.0 == hour) {
             return Ok(ino);
         }
-        let ino = self.run(|| self.try_trash_hour(hour, now)).await?;
+        let ino = self
+            .run(async |_| self.try_trash_hour(hour, now).await)
+            .await?;
         *self.shared.trash_hour.lock() = Some((hour, ino));
         Ok(ino)
     }
@@ -151,9 +183,10 @@ impl Meta {
             expect: stale,
         });
         plan.check(Check::NoAttr(ino));
+        let hour = directory(parent, now);
         plan.write(Write::InsertAttr {
             ino,
-            attr: directory(parent, now),
+            attr: hour.clone(),
         });
         plan.write(match stale {
             None => Write::InsertDentry {
@@ -168,7 +201,7 @@ impl Meta {
             },
         });
         plan.write(Write::InitDirStat(ino));
-        plan.charge(align_4k(0), 1);
+        plan.charge(&hour, align_4k(0), 1);
         Ok(match self.apply(plan).await? {
             Applied::Committed { .. } => Attempt::Done(ino),
             Applied::Conflict { ino, .. } => Attempt::Conflict(ino),
@@ -208,6 +241,42 @@ mod tests {
                 name.as_bytes(),
                 "{sec}"
             );
+        }
+    }
+
+    #[test]
+    fn hours_come_back_from_their_names() {
+        for hour in [0, 1, -1, 23, 24, 473_000, 474_779, 488_000, 1_139_000] {
+            assert_eq!(hour_of(&hour_name(hour)), Some(hour));
+        }
+        for name in [
+            "2026-02-29-00",
+            "2026-13-01-00",
+            "2026-01-01-24",
+            "2026-1-01-00",
+            "2026-01-01",
+            "2026-01-01-00-",
+            "2026-01-0:-00",
+            "9223372036854775807-01-01-00",
+            "2026-01-9223372036854775807-00",
+            "",
+        ] {
+            assert_eq!(hour_of(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn origins_come_back_from_entry_names() {
+        let cases: [(&[u8], _); 6] = [
+            (b"1-25-a-b", Some((Ino(1), &b"a-b"[..]))),
+            (b"1-25-\xff", Some((Ino(1), &b"\xff"[..]))),
+            (b"1-25-", None),
+            (b"1-25", None),
+            (b"x-25-a", None),
+            (b"1--a", None),
+        ];
+        for (name, expect) in cases {
+            assert_eq!(origin(name), expect, "{}", name.escape_ascii());
         }
     }
 

@@ -47,6 +47,7 @@ impl Meta {
             Ok(Some(ContentChange {
                 new,
                 records: self.zero_between(ino, left, right).await?,
+                checks: Vec::new(),
             }))
         })
         .await

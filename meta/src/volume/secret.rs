@@ -112,6 +112,18 @@ impl Setting {
         Ok(())
     }
 
+    /// Seals secrets that an old client left in clear; whether there were any.
+    pub fn seal_secrets(&mut self) -> Result<bool, VolumeError> {
+        let in_clear =
+            !self.key_encrypted && Secret::ALL.iter().any(|one| !one.of(self).is_empty());
+        if in_clear {
+            // Setting one seals all.
+            let clear = self.secret_key.clone();
+            self.set_secret(Secret::SecretKey, &clear)?;
+        }
+        Ok(in_clear)
+    }
+
     /// For showing and dumping: secrets replaced by [`REMOVED`].
     #[must_use]
     pub fn without_secrets(&self) -> Setting {

@@ -52,6 +52,24 @@ impl Clock {
             tasks,
         })
     }
+
+    /// Sets the clock.
+    #[allow(dead_code, reason = "not every test binary needs every helper")]
+    pub(crate) fn set(&self, sec: i64) {
+        self.now.set(Timestamp { sec, nsec: 0 });
+    }
+}
+
+/// Another client of a store in memory, at noon; may be made and used within a hook.
+#[allow(dead_code, reason = "not every test binary needs every helper")]
+pub(crate) fn other_client(store: &Memory, setting: Setting) -> Meta {
+    let runtime = Clock::new(Rc::default()) as Rc<dyn Runtime>;
+    let engine = Rc::new(AnyEngine::Memory(store.clone()));
+    Meta::new(
+        engine,
+        runtime,
+        Shared::new(setting, MetaOptions::default()),
+    )
 }
 
 impl Runtime for Clock {
@@ -86,6 +104,7 @@ impl Runtime for Clock {
 
 /// Where the volume is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(dead_code, reason = "not every test binary needs every store")]
 pub(crate) enum Kept {
     Memory,
     Sqlite,
@@ -109,7 +128,7 @@ impl Side {
 enum Home {
     Nothing,
     Folder(#[expect(dead_code, reason = "kept until the end")] tempfile::TempDir),
-    Server(#[expect(dead_code, reason = "kept until the end")] RedisServer),
+    Server(RedisServer),
 }
 
 /// A formatted volume and one core's access to it.
@@ -154,8 +173,19 @@ fn dir_attr(mode: u16) -> Attr {
 }
 
 /// What an operation answered, as an error number; 0 for success.
+#[allow(dead_code, reason = "not every test binary needs every helper")]
 pub(crate) fn errno<T>(answer: &MetaResult<T>) -> i32 {
     answer.as_ref().err().map_or(0, |error| error.errno())
+}
+
+/// Of any kind, as most tests make them.
+pub(crate) fn new_inode(kind: FileKind) -> NewInode {
+    NewInode {
+        kind,
+        mode: 0o755,
+        umask: 0o022,
+        rdev: 0,
+    }
 }
 
 #[allow(dead_code, reason = "not every test binary needs every helper")]
@@ -169,6 +199,7 @@ impl Stage {
         let options = MetaOptions {
             read_only: false,
             skip_dir_mtime: Duration::ZERO,
+            ..MetaOptions::default()
         };
         Stage::with(kept, setting, options)
     }
@@ -234,6 +265,30 @@ impl Stage {
         }
         stage.apply(writes);
         stage
+    }
+
+    /// A client that looks at the Redis server the volume is in.
+    pub(crate) fn redis_client(&self) -> redis::Connection {
+        match &self.home {
+            Home::Server(server) => server.client(),
+            Home::Nothing | Home::Folder(_) => panic!("this volume is not in Redis"),
+        }
+    }
+
+    /// Another process on the same volume: it remembers nothing.
+    pub(crate) fn colleague(&self) -> Meta {
+        let setting = Setting::clone(&self.meta.shared().setting());
+        let shared = Shared::new(setting, self.meta.shared().options.clone());
+        let runtime = Rc::clone(&self.clock) as Rc<dyn Runtime>;
+        Meta::new(Rc::clone(self.meta.engine()), runtime, shared)
+    }
+
+    /// Another client of the Redis server, if the volume is in one.
+    pub(crate) fn redis(&self) -> Option<redis::Connection> {
+        match &self.home {
+            Home::Server(server) => Some(server.client()),
+            Home::Nothing | Home::Folder(_) => None,
+        }
     }
 
     fn in_memory(&self) -> bool {
@@ -308,9 +363,7 @@ impl Stage {
             parent,
             name: Name::copy_from_slice(name),
         };
-        self.store
-            .peek(&key)
-            .map(|record| record.dentry().unwrap().ino)
+        self.peek(key).map(|record| record.dentry().unwrap().ino)
     }
 
     pub(crate) fn parents(&self, ino: Ino) -> BTreeMap<Ino, u32> {
@@ -337,12 +390,7 @@ impl Stage {
     }
 
     pub(crate) async fn make(&self, kind: FileKind, parent: Ino, name: &str) -> MetaResult<Ino> {
-        let new = NewInode {
-            kind,
-            mode: 0o755,
-            umask: 0o022,
-            rdev: 0,
-        };
+        let new = new_inode(kind);
         let made = self
             .meta
             .mknod(&Caller::ROOT, parent, name.as_bytes(), &new)
