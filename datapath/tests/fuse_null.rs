@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -479,7 +479,7 @@ fn check_answers_from_elsewhere(served: &Served) {
 }
 
 fn check_invalidation(served: &Served) {
-    let notifier = served.session.notifier();
+    let notifier = served.session.notices();
     let path = served.dir.path().join("data");
     let before = std::fs::metadata(&path).unwrap().len();
     served.fs.data.lock().unwrap().extend_from_slice(b"more");
@@ -500,6 +500,18 @@ fn check_invalidation(served: &Served) {
 
     notifier.inval_inode(999_999, 0, 0).unwrap();
     notifier.inval_entry(ROOT, b"unheard of").unwrap();
+
+    // By order: nobody waits for the thread that sends it, but it does send it.
+    let queued = served.session.notifier().unwrap();
+    served.fs.data.lock().unwrap().extend_from_slice(b"again");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before + 4);
+    queued.inode(DATA, 0, 0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while std::fs::metadata(&path).unwrap().len() != before + 9 {
+        assert!(Instant::now() < deadline, "the notification did not arrive");
+        std::thread::yield_now();
+    }
+    assert_eq!(queued.dropped(), 0);
 }
 
 /// 2000 direct reads by four clients at once.

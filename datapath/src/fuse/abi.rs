@@ -224,6 +224,8 @@ pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub const RELEASE_FLUSH: u32 = 1 << 0;
 /// `ReleaseIn::release_flags`: drop the owner's `flock`.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
+/// `SetxattrExtIn::setxattr_flags`: an ACL is set by somebody outside of the group: sgid goes.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// `LkIn::lk_flags`: a `flock`, not a POSIX lock.
 pub const LK_FLOCK: u32 = 1 << 0;
 /// Notification: drop cached pages and attributes of an inode.
@@ -311,6 +313,8 @@ wire! {
     FsyncIn[16] { fh: u64, fsync_flags: u32, padding: u32, }
     /// SETXATTR without SETXATTR_EXT, before name and value.
     SetxattrIn[8] { size: u32, flags: u32, }
+    /// What follows with SETXATTR_EXT, before name and value.
+    SetxattrExtIn[8] { setxattr_flags: u32, padding: u32, }
     /// GETXATTR and LISTXATTR.
     GetxattrIn[8] { size: u32, padding: u32, }
     /// Answer to GETXATTR and LISTXATTR when only the size was asked.

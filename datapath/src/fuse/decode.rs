@@ -61,16 +61,7 @@ pub fn decode<'a>(header: &InHeader, body: &'a [u8]) -> Result<Op<'a>, DecodeErr
         opcode::SETATTR => Ok(Op::Setattr(setattr(&body.fixed("setattr")?)?)),
         opcode::READLINK => Ok(Op::Readlink),
         opcode::STATFS => Ok(Op::Statfs),
-        opcode::SETXATTR => {
-            let raw = body.fixed::<abi::SetxattrIn>("setxattr")?;
-            let name = body.name("attribute name")?;
-            let value = body.exactly(raw.size, "attribute value")?;
-            Ok(Op::Setxattr {
-                name,
-                value,
-                flags: raw.flags,
-            })
-        }
+        opcode::SETXATTR => setxattr(body),
         opcode::GETXATTR => {
             let raw = body.fixed::<abi::GetxattrIn>("getxattr")?;
             Ok(Op::Getxattr {
@@ -374,6 +365,32 @@ impl<'a> Body<'a> {
             out_size,
         })
     }
+}
+
+/// SETXATTR has two forms, by whether SETXATTR_EXT was agreed on. They are told apart by their lengths alone: name
+/// and value end a message in the short form exactly if they do not in the long one, which begins with eight
+/// bytes of flags that cannot be a name of the right length.
+fn setxattr(mut body: Body<'_>) -> Result<Op<'_>, DecodeError> {
+    let raw = body.fixed::<abi::SetxattrIn>("setxattr")?;
+    let short = setxattr_rest(body, &raw, None);
+    let Ok(ext) = body.fixed::<abi::SetxattrExtIn>("setxattr") else {
+        return short;
+    };
+    let kill_sgid = ext.setxattr_flags & abi::SETXATTR_ACL_KILL_SGID != 0;
+    short.or_else(|error| setxattr_rest(body, &raw, Some(kill_sgid)).map_err(|_| error))
+}
+
+fn setxattr_rest<'a>(
+    mut body: Body<'a>,
+    raw: &abi::SetxattrIn,
+    kill_sgid: Option<bool>,
+) -> Result<Op<'a>, DecodeError> {
+    Ok(Op::Setxattr {
+        name: body.name("attribute name")?,
+        value: body.exactly(raw.size, "attribute value")?,
+        flags: raw.flags,
+        kill_sgid,
+    })
 }
 
 /// `value` if `bit` is set.

@@ -8,14 +8,15 @@
 //! (AUTO_INVAL_DATA: what makes close-to-open hold), adaptive READDIRPLUS, parallel lookups in one
 //! directory, cached link targets, suid clearing by us as told per request (HANDLE_KILLPRIV_V2: else
 //! the kernel asks for `security.capability` before every write), a distinct error after an abort.
+//! Locks (POSIX_LOCKS, FLOCK_LOCKS) if asked for: else the kernel keeps them local to the mount.
 //!
 //! Deliberately absent:
-//! - DONT_MASK: the kernel applies the umask before it sends a mode; the umask also sent is information.
-//! - POSIX_LOCKS, FLOCK_LOCKS: without them the kernel keeps locks local to the mount, correctly.
+//! - DONT_MASK, POSIX_ACL, SETXATTR_EXT, unless the volume has ACLs: the kernel then checks them, asks for them
+//!   as extended attributes and says with a new one whether it takes sgid away; and it leaves the umask to us,
+//!   who know whether a default ACL takes its place. Without, the kernel applies the umask before it sends a mode.
 //! - NO_OPEN_SUPPORT, NO_OPENDIR_SUPPORT: handles carry state here, so opens must be seen.
 //! - EXPORT_SUPPORT: needs LOOKUP of `.` and `..` on any inode number, also after it was forgotten.
 //! - splice flags: pages are copied once; moving them gains nothing for memory of our own.
-//! - SETXATTR_EXT: only POSIX ACLs need it; `decode` expects the short form.
 //! - WRITEBACK_CACHE unless asked for: dirty pages in the kernel break close-to-open between mounts.
 
 use super::abi::{self, InitIn, InitOut, init_flag};
@@ -40,6 +41,10 @@ pub struct NegotiateOptions {
     pub congestion_threshold: u16,
     /// Let the kernel collect writes.
     pub writeback_cache: bool,
+    /// The volume has POSIX ACLs.
+    pub posix_acl: bool,
+    /// Be asked for `flock(2)` and `fcntl(2)` locks, so that they hold between mounts.
+    pub locks: bool,
 }
 
 impl Default for NegotiateOptions {
@@ -50,6 +55,8 @@ impl Default for NegotiateOptions {
             max_background: 256,
             congestion_threshold: 192,
             writeback_cache: false,
+            posix_acl: false,
+            locks: true,
         }
     }
 }
@@ -108,6 +115,9 @@ const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::HANDLE_KILLPRIV_V2
     | init_flag::INIT_EXT;
 
+/// Flags of a volume with ACLs.
+const ACL_FLAGS: u64 = init_flag::POSIX_ACL | init_flag::DONT_MASK | init_flag::SETXATTR_EXT;
+
 /// The answer to `offer`.
 pub fn negotiate(offer: &InitIn, options: &NegotiateOptions) -> Result<Negotiated, NegotiateError> {
     if offer.major != abi::KERNEL_VERSION || offer.minor < abi::KERNEL_MINOR_OLDEST {
@@ -119,6 +129,12 @@ pub fn negotiate(offer: &InitIn, options: &NegotiateOptions) -> Result<Negotiate
     let mut wanted = WANTED;
     if options.writeback_cache {
         wanted |= init_flag::WRITEBACK_CACHE;
+    }
+    if options.posix_acl {
+        wanted |= ACL_FLAGS;
+    }
+    if options.locks {
+        wanted |= init_flag::POSIX_LOCKS | init_flag::FLOCK_LOCKS;
     }
     let flags = wanted & offered_flags(offer);
     let pages_max = if flags & init_flag::MAX_PAGES != 0 {
@@ -193,7 +209,13 @@ mod tests {
     #[test]
     fn linux_6_18_gets_everything_wanted() {
         let got = negotiate(&offer(), &NegotiateOptions::default()).unwrap();
-        assert_eq!(got.flags, WANTED);
+        let locks = init_flag::POSIX_LOCKS | init_flag::FLOCK_LOCKS;
+        assert_eq!(got.flags, WANTED | locks);
+        let without = NegotiateOptions {
+            locks: false,
+            ..NegotiateOptions::default()
+        };
+        assert_eq!(negotiate(&offer(), &without).unwrap().flags, WANTED);
         assert_eq!(
             (got.minor, got.max_write, got.max_readahead),
             (45, 1 << 20, 128 << 10)
@@ -209,8 +231,7 @@ mod tests {
         assert_eq!(got.out.time_gran, 1);
         for absent in [
             init_flag::DONT_MASK,
-            init_flag::POSIX_LOCKS,
-            init_flag::FLOCK_LOCKS,
+            init_flag::POSIX_ACL,
             init_flag::EXPORT_SUPPORT,
             init_flag::NO_OPEN_SUPPORT,
             init_flag::NO_OPENDIR_SUPPORT,
@@ -228,6 +249,7 @@ mod tests {
             let (flags, flags2) = split(!(1u64 << bit));
             let options = NegotiateOptions {
                 writeback_cache: true,
+                posix_acl: true,
                 ..Default::default()
             };
             let got = negotiate(
@@ -291,6 +313,17 @@ mod tests {
                 .unwrap()
                 .has(init_flag::WRITEBACK_CACHE)
         );
+    }
+
+    #[test]
+    fn acls_only_for_volumes_that_have_them() {
+        let options = NegotiateOptions {
+            posix_acl: true,
+            locks: false,
+            ..Default::default()
+        };
+        let got = negotiate(&offer(), &options).unwrap();
+        assert_eq!(got.flags, WANTED | ACL_FLAGS);
     }
 
     #[test]

@@ -299,11 +299,13 @@ pub enum Op<'a> {
     Release(Release),
     /// Make a file durable.
     Fsync { fh: u64, datasync: bool },
-    /// Set an extended attribute; `flags` is `XATTR_CREATE` or `XATTR_REPLACE`.
+    /// Set an extended attribute; `flags` is `XATTR_CREATE` or `XATTR_REPLACE`. `kill_sgid`: an ACL takes sgid
+    /// away, if the kernel says anything about it.
     Setxattr {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
+        kill_sgid: Option<bool>,
     },
     /// Read an extended attribute; size 0 asks for its size.
     Getxattr { name: &'a [u8], size: u32 },

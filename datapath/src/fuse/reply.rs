@@ -140,7 +140,7 @@ pub struct Reply {
     opcode: u32,
     /// Cleared by the first answer, and from the start for operations that have none.
     pending: bool,
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 impl Reply {
@@ -158,7 +158,7 @@ impl Reply {
             unique: header.unique,
             opcode: header.opcode,
             pending: !silent,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -170,6 +170,11 @@ impl Reply {
     /// The request's operation.
     pub fn opcode(&self) -> u32 {
         self.opcode
+    }
+
+    /// This request may wait for long: it counts no longer against the queue's bound.
+    pub fn yield_place(&mut self) {
+        self.permit = None;
     }
 
     /// An error number (positive).

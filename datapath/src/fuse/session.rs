@@ -22,7 +22,7 @@ use super::buffer::BufferPool;
 use super::device::Device;
 use super::mount::{self, Mounted};
 use super::negotiate::{NegotiateError, NegotiateOptions, Negotiated, negotiate};
-use super::notify::Notifier;
+use super::notify::{NoticeSender, Notifier};
 use super::op::{DecodeError, Op};
 use super::queue::QueueError;
 use super::queue_dev::{DevQueue, QueueOptions};
@@ -144,9 +144,14 @@ impl Session {
         DevQueue::new(&self.device, self.negotiated.max_write, &self.queue)
     }
 
-    /// Sends invalidations; see its rules about threads.
-    pub fn notifier(&self) -> Notifier {
-        Notifier::new(Arc::clone(&self.device))
+    /// Sends invalidations and blocks meanwhile.
+    pub fn notices(&self) -> NoticeSender {
+        NoticeSender::new(Arc::clone(&self.device))
+    }
+
+    /// Takes orders for invalidations on any core; has a thread of its own that sends them.
+    pub fn notifier(&self) -> io::Result<Notifier> {
+        Notifier::start(self.notices())
     }
 
     /// Unmounts: every queue ends with [`QueueError::Unmounted`] once nobody uses the mount any more.

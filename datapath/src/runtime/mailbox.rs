@@ -40,6 +40,15 @@ struct State<T> {
     closed: bool,
 }
 
+impl<T> std::fmt::Debug for Mailbox<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox")
+            .field("len", &self.len())
+            .field("capacity", &self.capacity)
+            .finish()
+    }
+}
+
 impl<T> Mailbox<T> {
     /// For at most `capacity` messages at a time.
     pub fn new(capacity: usize) -> Mailbox<T> {
