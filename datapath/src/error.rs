@@ -63,12 +63,21 @@ pub enum FsError {
     /// The operation is not offered; the kernel stops asking.
     #[error("not implemented")]
     NotImplemented,
+    /// No such `ioctl(2)` command here.
+    #[error("unknown ioctl")]
+    NoSuchIoctl,
     /// The operation is not supported for this object or in this mode.
     #[error("not supported")]
     NotSupported,
     /// The request was interrupted.
     #[error("interrupted")]
     Interrupted,
+    /// The owner of a lock that is waited for waits for the one who asks.
+    #[error("waiting for this lock would be a deadlock")]
+    Deadlock,
+    /// As many requests wait for locks as may.
+    #[error("too many requests wait for locks")]
+    NoLocks,
     /// Offset beyond the last byte or hole (`SEEK_DATA`, `SEEK_HOLE`).
     #[error("no such offset")]
     NoSuchOffset,
@@ -99,8 +108,11 @@ impl FsError {
             FsError::BadHandle => libc::EBADF,
             FsError::Invalid(_) => libc::EINVAL,
             FsError::NotImplemented => libc::ENOSYS,
+            FsError::NoSuchIoctl => libc::ENOTTY,
             FsError::NotSupported => libc::EOPNOTSUPP,
             FsError::Interrupted => libc::EINTR,
+            FsError::Deadlock => libc::EDEADLK,
+            FsError::NoLocks => libc::ENOLCK,
             FsError::NoSuchOffset => libc::ENXIO,
             FsError::TooLarge => libc::EFBIG,
             FsError::Stale => libc::ESTALE,
@@ -116,8 +128,11 @@ impl FsError {
             FsError::BadHandle
             | FsError::Invalid(_)
             | FsError::NotImplemented
+            | FsError::NoSuchIoctl
             | FsError::NotSupported
             | FsError::Interrupted
+            | FsError::Deadlock
+            | FsError::NoLocks
             | FsError::NoSuchOffset
             | FsError::TooLarge
             | FsError::Stale

@@ -12,7 +12,7 @@
 //! **Life of a write.** Room is taken from the core's buffer budget (waiting for it makes the oldest dirty
 //! inode flush); the bytes are copied once into a slice; the dirty length is published; the reply leaves. A
 //! full block is uploaded at once. A flush (fsync, close, age, pressure) freezes the slices, waits for their
-//! uploads and makes one commit for all of them.
+//! uploads and makes one commit for all of them. `compact` rewrites lists that many commits have made long.
 //!
 //! **What the dispatcher does.** A read, seek, flush or fsync goes where [`Files::route_read`] says; a write,
 //! truncate or fallocate is preceded by [`Files::claim`], with no await in between, on the core that then
@@ -33,6 +33,7 @@
 mod budget;
 mod buffer;
 mod change;
+pub mod compact;
 mod dirty;
 mod flush;
 pub mod overlay;
@@ -66,6 +67,7 @@ use crate::shard::inode::{Claim, CoreId, InodeShared, InodeTable, Route};
 use self::budget::{Budget, Signal};
 use self::dirty::Dirty;
 
+pub(crate) use self::read::join_all;
 pub use self::write::WriteOptions;
 
 /// What one core may use, and how patient it is.
@@ -178,6 +180,8 @@ pub struct Files<B: BlockIo + 'static> {
     dirtied: Cell<u64>,
     /// The task that makes room is running.
     relieving: Cell<bool>,
+    /// Chunks being compacted.
+    compacting: Cell<u32>,
 }
 
 impl<B: BlockIo + 'static> Files<B> {
@@ -204,6 +208,7 @@ impl<B: BlockIo + 'static> Files<B> {
             ticks: Cell::new(0),
             dirtied: Cell::new(0),
             relieving: Cell::new(false),
+            compacting: Cell::new(0),
         })
     }
 

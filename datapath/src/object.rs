@@ -57,8 +57,26 @@ pub trait ObjectStore {
     /// Stores an object whose bytes are those of `data` in order. When this returns, the object is there as
     /// a whole, and as durable as the store promises; if it fails or is dropped, either as a whole or not.
     async fn put(&self, key: &str, data: Vec<Bytes>) -> Result<(), ObjectError>;
+    /// What is directly below `dir` (a key without a slash at its end; empty for the top), in no order. A
+    /// directory that is not there is empty. Objects on their way are left out.
+    async fn list(&self, dir: &str) -> Result<Vec<Listed>, ObjectError>;
+    /// Removes a directory if it is empty, where the store has such.
+    async fn remove_dir(&self, dir: &str) -> Result<(), ObjectError>;
     /// Deletes an object; one that is not there is deleted already.
     async fn delete(&self, key: &str) -> Result<(), ObjectError>;
+}
+
+/// One thing in a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Whole key.
+    pub key: String,
+    /// Whether it is a directory, with more below.
+    pub is_dir: bool,
+    /// Bytes as stored.
+    pub bytes: u64,
+    /// When it was written, unix s.
+    pub modified: i64,
 }
 
 /// The stores there are.
@@ -93,6 +111,20 @@ impl ObjectStore for AnyStore {
         match self {
             AnyStore::Local(store) => store.put(key, data).await,
             AnyStore::Memory(store) => store.put(key, data).await,
+        }
+    }
+
+    async fn list(&self, dir: &str) -> Result<Vec<Listed>, ObjectError> {
+        match self {
+            AnyStore::Local(store) => store.list(dir).await,
+            AnyStore::Memory(store) => store.list(dir).await,
+        }
+    }
+
+    async fn remove_dir(&self, dir: &str) -> Result<(), ObjectError> {
+        match self {
+            AnyStore::Local(store) => store.remove_dir(dir).await,
+            AnyStore::Memory(store) => store.remove_dir(dir).await,
         }
     }
 

@@ -2,8 +2,11 @@
 //! operation. Alone on the inode: reads and writes of the owner wait in its gate, other cores' reads hop to
 //! the owner and wait there too.
 
+use std::cell::Cell;
+
 use sluice_meta::client::MetaResult;
 use sluice_meta::limits::FILE_BYTES_MAX;
+use sluice_meta::ops::copy_range::CopyRange;
 use sluice_meta::ops::{Caller, FallocateMode};
 use sluice_meta::types::{Attr, Ino};
 
@@ -71,6 +74,19 @@ impl<B: BlockIo + 'static> Files<B> {
             self.meta.fallocate(ino, mode, offset, length).await
         })
         .await
+    }
+
+    /// Copies a range of the flushed data of a file to a file by reference; answers how many bytes. The target
+    /// has been claimed on this core.
+    pub async fn copy_file_range(&self, copy: &CopyRange) -> FsResult<u64> {
+        let bytes = Cell::new(0);
+        self.change(copy.to, async || {
+            let (copied, attr) = self.meta.copy_file_range(copy).await?;
+            bytes.set(copied);
+            Ok(attr)
+        })
+        .await?;
+        Ok(bytes.get())
     }
 
     /// Runs a metadata operation that changes the file's data, alone on the inode and after a flush. The

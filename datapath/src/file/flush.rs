@@ -73,12 +73,28 @@ impl<B: BlockIo + 'static> Files<B> {
         }
     }
 
+    /// Flushes what this core holds now, while writes go on. Answers the first failure.
+    pub async fn flush_present(&self) -> FsResult<()> {
+        let mut answer = Ok(());
+        for some in self.dirty(usize::MAX).chunks(FLUSHES_MAX) {
+            for flushed in join_all(some.iter().map(|ino| self.flush(*ino)).collect()).await {
+                answer = answer.and(flushed);
+            }
+        }
+        answer
+    }
+
     fn some_dirty(&self) -> Vec<Ino> {
+        self.dirty(FLUSHES_MAX)
+    }
+
+    /// Inodes with dirty data, at most `most`.
+    fn dirty(&self, most: usize) -> Vec<Ino> {
         let owned = self.owned.borrow();
         let dirty = owned
             .values()
             .filter(|state| !state.dirty.borrow().is_empty());
-        dirty.map(|state| state.ino).take(FLUSHES_MAX).collect()
+        dirty.map(|state| state.ino).take(most).collect()
     }
 
     /// Starts a flush that nobody waits for, unless one is on its way.
@@ -127,6 +143,7 @@ impl<B: BlockIo + 'static> Files<B> {
                 file.shared.committed(&attr, dirty.attr());
                 drop(dirty);
                 self.budget.release(held);
+                self.compact_behind();
             }
             Err(Refused { error, doubtful }) => {
                 // Blocks of slices that may have become visible must stay.

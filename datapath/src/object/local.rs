@@ -31,7 +31,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::ObjectStore;
+use super::{Listed, ObjectStore};
 use crate::error::ObjectError;
 use crate::runtime::{BufferedFile, adopt, blocking};
 
@@ -231,6 +231,35 @@ impl ObjectStore for LocalStore {
         done.map_err(|error| failed("put", key, &error))
     }
 
+    async fn list(&self, dir: &str) -> Result<Vec<Listed>, ObjectError> {
+        let path = match dir {
+            "" => self.root.clone(),
+            dir => self.path("list", dir)?,
+        };
+        let below = dir.to_owned();
+        match blocking(move || read_dir(&path, &below)).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.map_err(|error| failed("list", dir, &error)),
+        }
+    }
+
+    async fn remove_dir(&self, dir: &str) -> Result<(), ObjectError> {
+        let path = match dir {
+            "" => self.root.clone(),
+            dir => self.path("delete", dir)?,
+        };
+        self.dirs.forget(&path);
+        match blocking(move || std::fs::remove_dir(path)).await {
+            Err(error)
+                if error.kind() != io::ErrorKind::NotFound
+                    && error.kind() != io::ErrorKind::DirectoryNotEmpty =>
+            {
+                Err(failed("delete", dir, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
         let path = self.path("delete", key)?;
         self.open.remove(key);
@@ -241,6 +270,39 @@ impl ObjectStore for LocalStore {
             _ => Ok(()),
         }
     }
+}
+
+/// What is in a directory; names that are not UTF-8 cannot be keys of ours. Blocks.
+fn read_dir(path: &Path, dir: &str) -> io::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let metadata = match entry.metadata() {
+            // Deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        let on_its_way = name.starts_with('.') && name.contains(".tmp.");
+        if on_its_way && metadata.is_file() {
+            continue;
+        }
+        let key = if dir.is_empty() {
+            name
+        } else {
+            format!("{dir}/{name}")
+        };
+        let modified = std::os::unix::fs::MetadataExt::mtime(&metadata);
+        found.push(Listed {
+            key,
+            is_dir: metadata.is_dir(),
+            bytes: metadata.len(),
+            modified,
+        });
+    }
+    Ok(found)
 }
 
 /// Jobs of the pool: the temporary file for `path`, written.

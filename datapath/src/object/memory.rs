@@ -11,7 +11,7 @@ use async_lock::{RwLock, RwLockWriteGuardArc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::ObjectStore;
+use super::{Listed, ObjectStore};
 use crate::error::ObjectError;
 
 /// A call, to the hook that may fail it.
@@ -23,6 +23,8 @@ pub enum Action {
     Put,
     /// Deleting.
     Delete,
+    /// Listing.
+    List,
 }
 
 /// Decides whether a call fails, by what and for which key.
@@ -138,6 +140,39 @@ impl ObjectStore for MemoryStore {
     async fn put(&self, key: &str, data: Vec<Bytes>) -> Result<(), ObjectError> {
         self.fault(Action::Put, key)?;
         self.insert(key, data.concat().into());
+        Ok(())
+    }
+
+    async fn list(&self, dir: &str) -> Result<Vec<Listed>, ObjectError> {
+        self.fault(Action::List, dir)?;
+        let prefix = if dir.is_empty() {
+            String::new()
+        } else {
+            format!("{dir}/")
+        };
+        let mut found: Vec<Listed> = Vec::new();
+        for (key, data) in self.shared.objects.lock().iter() {
+            let Some(rest) = key.strip_prefix(&prefix) else {
+                continue;
+            };
+            let (name, is_dir) = match rest.split_once('/') {
+                Some((name, _)) => (name, true),
+                None => (rest, false),
+            };
+            let key = format!("{prefix}{name}");
+            if found.last().is_none_or(|last| last.key != key) {
+                found.push(Listed {
+                    key,
+                    is_dir,
+                    bytes: if is_dir { 0 } else { data.len() as u64 },
+                    modified: 0,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn remove_dir(&self, _dir: &str) -> Result<(), ObjectError> {
         Ok(())
     }
 

@@ -123,7 +123,7 @@ async fn squeeze(runtime: Rc<TestRuntime>, seed: u64) {
     assert!(mount.blocks.writing_max.get() <= 4);
     files.flush_all().await.unwrap();
     assert_eq!(files.budget.used(), 0);
-    mount.check_blocks(&inos, 1);
+    mount.check_blocks(&inos, 1).await;
 }
 
 #[test]
@@ -352,5 +352,5 @@ async fn play_regions(runtime: Rc<TestRuntime>, seed: u64) {
     for files in &mount.cores {
         files.flush_all().await.unwrap();
     }
-    mount.check_blocks(&[INO], 1);
+    mount.check_blocks(&[INO], 1).await;
 }

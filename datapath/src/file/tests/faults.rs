@@ -75,7 +75,7 @@ fn a_full_store_loses_the_data_at_once() {
             "a full store does not pass by itself"
         );
         mount.blocks.refuse.replace(None);
-        mount.check_blocks(&[INO], 1);
+        mount.check_blocks(&[INO], 1).await;
         check_sticks(&mount, libc::ENOSPC).await;
     });
 }
@@ -125,7 +125,7 @@ fn a_refused_commit_removes_the_blocks() {
         });
         write(&mount, 0, &[2; 200]).await.unwrap();
         check_lost(mount.files().flush(INO).await, libc::ENOSPC);
-        mount.check_blocks(&[INO], 1);
+        mount.check_blocks(&[INO], 1).await;
         mount.engine.clear_hook();
         check_sticks(&mount, libc::ENOSPC).await;
     });
@@ -188,7 +188,7 @@ fn blocks_of_a_doubtful_commit_stay() {
         check_lost(mount.files().flush(INO).await, libc::EIO);
         mount.engine.clear_hook();
         assert_eq!(mount.blocks.stored.borrow().len(), before + 2);
-        mount.check_blocks(&[INO], 1);
+        mount.check_blocks(&[INO], 1).await;
         assert_eq!(
             read(mount.files(), INO, 0, 1000).await,
             [2; 100],

@@ -327,3 +327,43 @@ fn system_errors_by_kind() {
     check("get", libc::EACCES, "Io");
     check("delete", libc::EROFS, "Io");
 }
+
+#[test]
+fn listings_show_one_level_and_nothing_on_its_way() {
+    run(ObjectSync::None, |store, root| async move {
+        assert_eq!(store.list("").await.unwrap(), []);
+        for key in ["chunks/0/1/1000_0_7", "chunks/0/1/1001_0_3", "juicefs_uuid"] {
+            store.put(key, vec![noise(7)]).await.unwrap();
+        }
+        std::fs::write(root.join("chunks/0/1/.jfs.1002_0_7.tmp.55"), b"half").unwrap();
+        let level = async |dir| {
+            let listed = store.list(dir).await.unwrap().into_iter();
+            let mut found: Vec<_> = listed.map(|one| (one.key, one.is_dir)).collect();
+            found.sort();
+            found
+        };
+        let entry = |key: &str, is_dir| (key.to_owned(), is_dir);
+        let top = [entry("chunks", true), entry("juicefs_uuid", false)];
+        assert_eq!(level("").await, top);
+        let below = [
+            entry("chunks/0/1/1000_0_7", false),
+            entry("chunks/0/1/1001_0_3", false),
+        ];
+        assert_eq!(level("chunks/0/1").await, below);
+        assert_eq!(level("chunks/9").await, []);
+        let listed = store.list("chunks/0/1").await.unwrap();
+        assert!(listed.iter().all(|one| one.bytes == 7 && one.modified > 0));
+        assert!(store.list("../other").await.is_err());
+
+        // Only empty directories go, and puts make them again.
+        store.remove_dir("chunks/0/1").await.unwrap();
+        assert_eq!(level("chunks/0/1").await, below);
+        store.delete("juicefs_uuid").await.unwrap();
+        store.put("chunks/2/2/2_0_7", vec![noise(7)]).await.unwrap();
+        store.delete("chunks/2/2/2_0_7").await.unwrap();
+        store.remove_dir("chunks/2/2").await.unwrap();
+        assert_eq!(level("chunks/2").await, []);
+        store.put("chunks/2/2/2_0_7", vec![noise(7)]).await.unwrap();
+        assert_eq!(level("chunks/2").await, [entry("chunks/2/2", true)]);
+    });
+}
