@@ -43,6 +43,27 @@ pub fn attr_reply(ino: Ino, attr: &Attr) -> AttrReply {
 }
 
 impl Timeouts {
+    fn all(&self) -> [Duration; 4] {
+        [self.attr, self.entry, self.dir_entry, self.negative]
+    }
+
+    /// Whether any of them is longer than `time`.
+    pub fn longer_than(&self, time: Duration) -> bool {
+        self.all().iter().any(|timeout| *timeout > time)
+    }
+
+    /// The same, none of them longer than `time`.
+    #[must_use]
+    pub fn at_most(&self, time: Duration) -> Timeouts {
+        let [attr, entry, dir_entry, negative] = self.all().map(|timeout| timeout.min(time));
+        Timeouts {
+            attr,
+            entry,
+            dir_entry,
+            negative,
+        }
+    }
+
     /// An entry with attributes read `age` ago.
     pub fn entry_reply(&self, ino: Ino, attr: &Attr, age: Duration) -> EntryReply {
         let entry = if attr.kind == FileKind::Directory {

@@ -29,7 +29,7 @@ const O_ACCMODE: u32 = libc::O_ACCMODE as u32;
 
 impl Shard {
     /// `None` if this core now owns the data, else who does.
-    fn claim(&self, ino: Ino) -> Option<CoreId> {
+    pub(super) fn claim(&self, ino: Ino) -> Option<CoreId> {
         match self.files.claim(ino) {
             Claim::Mine => None,
             Claim::Other(core) => Some(core),
@@ -37,7 +37,7 @@ impl Shard {
     }
 
     /// `None` if this core can see the current data, else who can.
-    fn elsewhere(&self, ino: Ino) -> Option<CoreId> {
+    pub(super) fn elsewhere(&self, ino: Ino) -> Option<CoreId> {
         match self.files.route_read(ino) {
             Route::Here => None,
             Route::Hop(core) => Some(core),
@@ -57,9 +57,12 @@ impl Shard {
         {
             return Ok(Answer::Hop(owner));
         }
-        let seen = self.table.observe();
+        let (seen, unchanged) = (self.table.observe(), self.meta.shared().changes.now());
         let attr = self.meta.open(ino, wanted).await?;
         self.table.opened(ino, seen, &attr);
+        if wanted.read {
+            self.opened_to_read(ino, &attr, unchanged, flags);
+        }
         if wanted.truncate
             && let Err(error) = self.truncate(caller, ino, 0, kill_suidgid).await
         {
@@ -70,7 +73,8 @@ impl Shard {
         if self.common.keep_cache.seen(ino, attr.mtime, attr.length) && !wanted.truncate {
             flags |= FOPEN_KEEP_CACHE;
         }
-        if !wanted.write {
+        // Where there are locks, closing a file releases those of the process, however it was opened.
+        if !wanted.write && self.meta.shared().options.read_only {
             flags |= FOPEN_NOFLUSH;
         }
         Ok(Answer::Open {
@@ -111,7 +115,7 @@ impl Shard {
                         self.table.patch_attr(ino, seen, &mut attr);
                         let entry =
                             self.common
-                                .timeouts
+                                .timeouts()
                                 .entry_reply(ino, &attr, Default::default());
                         Ok(Answer::Created { entry, fh, flags })
                     }
@@ -129,7 +133,7 @@ impl Shard {
             .file(flags & O_ACCMODE != libc::O_RDONLY as u32);
         let entry = self
             .common
-            .timeouts
+            .timeouts()
             .entry_reply(ino, attr, Default::default());
         Answer::Created {
             entry,
@@ -166,15 +170,21 @@ impl Shard {
         Ok(Answer::Written(count as u32))
     }
 
-    pub(super) async fn flush(&self, ino: Ino, fh: u64) -> FsResult<Answer> {
-        if !Handles::is_writable(fh) {
-            return Ok(Answer::Empty);
+    pub(super) async fn flush(
+        self: &Rc<Self>,
+        ino: Ino,
+        fh: u64,
+        lock_owner: u64,
+    ) -> FsResult<Answer> {
+        let mut flushed = Ok(());
+        if Handles::is_writable(fh) {
+            if let Some(owner) = self.elsewhere(ino) {
+                return Ok(Answer::Hop(owner));
+            }
+            flushed = self.files.flush(ino).await;
         }
-        if let Some(owner) = self.elsewhere(ino) {
-            return Ok(Answer::Hop(owner));
-        }
-        self.files.flush(ino).await?;
-        Ok(Answer::Empty)
+        self.release_closed(ino, lock_owner).await;
+        flushed.map(|()| Answer::Empty)
     }
 
     pub(super) async fn fsync(&self, ino: Ino) -> FsResult<Answer> {
@@ -191,6 +201,12 @@ impl Shard {
             if let Some(owner) = self.elsewhere(ino) {
                 return Ok(Answer::Hop(owner));
             }
+        }
+        // After the data: who gets the lock next shall see it.
+        let flushed = self.files.flush(ino).await;
+        self.release_handle(ino, fh).await;
+        if let Err(error) = flushed {
+            tracing::debug!(inode = ino.0, %error, "flush at the last close failed");
         }
         self.close(ino).await;
         Ok(Answer::Empty)

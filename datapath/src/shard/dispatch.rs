@@ -9,19 +9,22 @@
 //! for the claim and one copy into the block buffer.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_meta::error::MetaError;
-use sluice_meta::ops::{Caller, NewInode, Rename, RenameMode, XattrMode};
+use sluice_meta::ops::{AclKind, Caller, NewInode, Rename, RenameMode, SgidRule, XattrMode};
 use sluice_meta::types::{FileKind, Ino};
 
 use super::Shard;
 use super::attrs::attr_reply;
+use super::coherence::Coherence;
 use super::inode::CoreId;
-use crate::commands::{STATS_XATTR, WHERE_XATTR};
+use super::locks::Blocked;
+use crate::commands::{FLUSH_XATTR, FORGET_XATTR, STATS_XATTR, WHERE_XATTR};
 use crate::error::{FsError, FsResult};
 use crate::fuse::dirbuf::DirBuffer;
-use crate::fuse::op::Op;
+use crate::fuse::op::{LockOp, Op};
 use crate::fuse::reply::{AttrReply, EntryReply, StatfsReply};
 use crate::fuse::request::Request;
 
@@ -35,6 +38,8 @@ pub(super) enum Answer {
     Entry(EntryReply),
     /// Attributes.
     Attr(AttrReply),
+    /// Attributes that the kernel may keep for less long than others.
+    KnownAttr(AttrReply, Duration),
     /// An open handle and its `FOPEN_*` flags.
     Open { fh: u64, flags: u32 },
     /// A created and opened file.
@@ -51,12 +56,20 @@ pub(super) enum Answer {
     Listing(DirBuffer),
     /// Bytes taken.
     Written(u32),
+    /// Bytes copied.
+    Copied(u64),
     /// Volume usage.
     Statfs(StatfsReply),
     /// Size of an attribute value or list.
     XattrSize(u32),
     /// File offset.
     Offset(u64),
+    /// Output of an ioctl.
+    Ioctl(Bytes),
+    /// A lock that is in the way, or none.
+    Lock(LockOp),
+    /// A lock to wait for.
+    Blocked(Blocked),
     /// To be served by the core that owns the inode's data.
     Hop(CoreId),
 }
@@ -79,10 +92,17 @@ const XATTR_REPLACE: u32 = 2;
 impl Shard {
     /// Serves one request to its end.
     pub async fn serve(self: Rc<Self>, request: Request) {
+        let asked = self.common.coherence.as_ref().map(Coherence::now);
         let answer = self.answer(&request).await;
         match answer {
             Ok(Answer::Hop(core)) => self.hop(core, request),
-            Ok(answer) => self.send(request, answer).await,
+            Ok(mut answer) => {
+                if let Some(asked) = asked {
+                    let inode = self.ino(request.header().nodeid);
+                    self.hand_out(inode, &request, &mut answer, asked);
+                }
+                self.send(request, answer).await;
+            }
             Err(error) => {
                 if error.is_fault() {
                     let header = request.header();
@@ -101,12 +121,13 @@ impl Shard {
 
     async fn send(self: &Rc<Self>, request: Request, answer: Answer) {
         let inode = self.ino(request.header().nodeid);
-        let reply = request.into_reply();
+        let mut reply = request.into_reply();
         match answer {
             Answer::None => reply.none(),
             Answer::Empty => drop(reply.ok_empty()),
             Answer::Entry(entry) => drop(reply.entry(&entry)),
-            Answer::Attr(attr) => drop(reply.attr(&attr, self.common.timeouts.attr)),
+            Answer::Attr(attr) => drop(reply.attr(&attr, self.common.timeouts().attr)),
+            Answer::KnownAttr(attr, valid) => drop(reply.attr(&attr, valid)),
             Answer::Open { fh, flags } => {
                 if !reply.open(fh, flags).is_delivered() {
                     self.abandon_open(inode, fh).await;
@@ -121,9 +142,19 @@ impl Shard {
             Answer::Bytes(bytes) => drop(reply.bytes(&bytes)),
             Answer::Listing(buffer) => drop(reply.bytes(buffer.as_bytes())),
             Answer::Written(count) => drop(reply.write(count)),
+            Answer::Copied(count) => drop(reply.copied(count)),
             Answer::Statfs(statfs) => drop(reply.statfs(&statfs)),
             Answer::XattrSize(size) => drop(reply.xattr_size(size)),
             Answer::Offset(offset) => drop(reply.lseek(offset)),
+            Answer::Ioctl(output) => drop(reply.ioctl(0, &output)),
+            Answer::Lock(lock) => drop(reply.lock(&lock)),
+            Answer::Blocked(blocked) => {
+                reply.yield_place();
+                match self.wait_for_lock(blocked).await {
+                    Ok(()) => drop(reply.ok_empty()),
+                    Err(error) => drop(reply.error(error.errno())),
+                }
+            }
             Answer::Hop(_) => drop(reply.error(libc::EIO)),
         }
     }
@@ -142,11 +173,18 @@ impl Shard {
         };
         match op {
             Op::Lookup { name } => self.lookup(ino, name).await,
-            Op::Forget { .. } | Op::BatchForget { .. } | Op::Interrupt { .. } => Ok(Answer::None),
+            Op::Forget { .. } | Op::BatchForget { .. } => Ok(Answer::None),
+            Op::Interrupt { unique } => {
+                self.common.locks.interrupt(unique);
+                Ok(Answer::None)
+            }
             Op::Getattr { .. } => self.getattr(ino).await.map_err(stale),
             Op::Setattr(set) => self.setattr(&caller, ino, &set).await.map_err(stale),
             Op::Readlink => match self.meta.readlink(ino).await {
-                Ok(target) => Ok(Answer::Bytes(target)),
+                Ok(target) => {
+                    self.accessed(ino, 0);
+                    Ok(Answer::Bytes(target))
+                }
                 Err(error) => Err(stale(error.into())),
             },
             Op::Symlink { name, target } => {
@@ -205,11 +243,19 @@ impl Shard {
                 .await
                 .map_err(stale),
             Op::Create(create) => self.create(&caller, ino, &create).await,
-            Op::Read(read) => self.read(ino, &read).await,
+            Op::Read(read) => {
+                let answer = self.read(ino, &read).await?;
+                if matches!(answer, Answer::Data(_)) {
+                    self.accessed(ino, read.flags);
+                }
+                Ok(answer)
+            }
             Op::Write(write) => self.write(ino, &write).await,
-            Op::Flush { fh, .. } => self.flush(ino, fh).await,
+            Op::Flush { fh, lock_owner } => self.flush(ino, fh, lock_owner).await,
             Op::Fsync { .. } => self.fsync(ino).await,
             Op::Release(release) => self.release(ino, release.fh).await,
+            Op::Getlk(lock) => self.getlk(ino, &lock).await,
+            Op::Setlk { lock, wait } => self.setlk(ino, &lock, header.unique, wait).await,
             Op::Fallocate {
                 offset,
                 length,
@@ -222,8 +268,14 @@ impl Shard {
                 fh: self.common.handles.open_dir(ino),
                 flags: 0,
             }),
-            Op::Readdir(read) => self.readdir(ino, &read, false).await,
-            Op::Readdirplus(read) => self.readdir(ino, &read, true).await,
+            Op::Readdir(read) => {
+                self.listed(ino, &read);
+                self.readdir(ino, &read, false).await
+            }
+            Op::Readdirplus(read) => {
+                self.listed(ino, &read);
+                self.readdir(ino, &read, true).await
+            }
             Op::Releasedir(release) => {
                 self.common.handles.close_dir(release.fh);
                 Ok(Answer::Empty)
@@ -236,10 +288,29 @@ impl Shard {
                 self.meta.access(&caller, ino, (mask & 7) as u8).await?;
                 Ok(Answer::Empty)
             }
-            Op::Setxattr { name, value, flags } => {
+            Op::Setxattr { name, value, .. } if name == FORGET_XATTR.as_bytes() => {
+                self.forget(header.nodeid, value).await
+            }
+            Op::Setxattr {
+                name,
+                value,
+                flags,
+                kill_sgid,
+            } => {
                 let mode = xattr_mode(flags)?;
-                self.meta.setxattr(&caller, ino, name, value, mode).await?;
+                match AclKind::from_name(name) {
+                    None => self.meta.setxattr(&caller, ino, name, value, mode).await?,
+                    Some(kind) => {
+                        let sgid = sgid_rule(kill_sgid);
+                        let set = self.meta.set_acl(&caller, ino, kind, Some(value), sgid);
+                        set.await?;
+                    }
+                }
                 Ok(Answer::Empty)
+            }
+            Op::Getxattr { name, size } if name == FLUSH_XATTR.as_bytes() => {
+                self.flush_everywhere().await?;
+                sized(Bytes::from_static(b"flushed"), size)
             }
             Op::Getxattr { name, size } => {
                 let value = match self.virtual_xattr(ino, name)? {
@@ -260,18 +331,13 @@ impl Shard {
                 self.meta.removexattr(&caller, ino, name).await?;
                 Ok(Answer::Empty)
             }
+            Op::Ioctl(ioctl) => self.ioctl(&caller, ino, &ioctl).await.map_err(stale),
             Op::Destroy => Ok(Answer::Empty),
-            // Not offered: the kernel falls back (copy_file_range copies, statx is a stat) or refuses, and
-            // keeps locks itself because they were not negotiated.
-            Op::CopyFileRange(_)
-            | Op::Statx { .. }
-            | Op::Tmpfile(_)
-            | Op::Syncfs
-            | Op::Ioctl(_)
-            | Op::Getlk(_)
-            | Op::Setlk { .. }
-            | Op::Init(_)
-            | Op::Unknown(_) => Err(FsError::NotImplemented),
+            Op::CopyFileRange(copy) => self.copy_file_range(&caller, ino, &copy).await,
+            // Not offered: the kernel falls back (statx is a stat) or refuses.
+            Op::Statx { .. } | Op::Tmpfile(_) | Op::Syncfs | Op::Init(_) | Op::Unknown(_) => {
+                Err(FsError::NotImplemented)
+            }
         }
     }
 
@@ -282,14 +348,18 @@ impl Shard {
                 self.table.patch_attr(ino, seen, &mut attr);
                 self.entry((ino, attr))
             }
-            Err(MetaError::NotFound) if !self.common.timeouts.negative.is_zero() => Ok(
-                Answer::Entry(EntryReply::negative(self.common.timeouts.negative)),
+            Err(MetaError::NotFound) if !self.common.timeouts().negative.is_zero() => Ok(
+                Answer::Entry(EntryReply::negative(self.common.timeouts().negative)),
             ),
             Err(error) => Err(error.into()),
         }
     }
 
     async fn getattr(&self, ino: Ino) -> FsResult<Answer> {
+        let age_max = self.common.timeouts().attr;
+        if let Some((attr, age)) = self.meta.remembered_directory(ino, age_max) {
+            return Ok(Answer::KnownAttr(attr_reply(ino, &attr), age_max - age));
+        }
         let seen = self.table.observe();
         let mut attr = self.meta.getattr(ino).await?;
         self.table.patch_attr(ino, seen, &mut attr);
@@ -298,7 +368,7 @@ impl Shard {
 
     async fn statfs(&self) -> FsResult<Answer> {
         const UNIT: u64 = 4096;
-        let usage = self.meta.statfs().await?;
+        let usage = self.meta.statfs(self.common.root).await?;
         Ok(Answer::Statfs(StatfsReply {
             blocks: usage.total / UNIT,
             bfree: usage.available / UNIT,
@@ -362,6 +432,15 @@ fn rename_mode(flags: u32) -> FsResult<RenameMode> {
         RENAME_NOREPLACE => Ok(RenameMode::NoReplace),
         RENAME_EXCHANGE => Ok(RenameMode::Exchange),
         _ => Err(FsError::Invalid("rename flags")),
+    }
+}
+
+/// What the kernel says of sgid with a new ACL; kernels before 5.12 say nothing.
+fn sgid_rule(kill_sgid: Option<bool>) -> SgidRule {
+    match kill_sgid {
+        Some(true) => SgidRule::Clear,
+        Some(false) => SgidRule::Keep,
+        None => SgidRule::ByGroup,
     }
 }
 

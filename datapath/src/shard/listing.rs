@@ -47,18 +47,30 @@ impl Shard {
             }
         }
         while let Some(found) = stream
-            .entry(&self.meta, dir, (position - lead) as usize)
+            .entry(
+                &self.meta,
+                &self.background,
+                dir,
+                (position - lead) as usize,
+            )
             .await?
         {
             position += 1;
-            if !self.push(&mut buffer, &found, position, plus) {
+            if !self.push(dir, &mut buffer, &found, position, plus) {
                 break;
             }
         }
         Ok(buffer)
     }
 
-    fn push(&self, buffer: &mut DirBuffer, found: &Positioned<'_>, next: u64, plus: bool) -> bool {
+    fn push(
+        &self,
+        dir: Ino,
+        buffer: &mut DirBuffer,
+        found: &Positioned<'_>,
+        next: u64,
+        plus: bool,
+    ) -> bool {
         let DirEntry {
             name,
             ino,
@@ -74,8 +86,12 @@ impl Shard {
                 if self.table.get(*ino).is_none()
                     && self.meta.shared().changes.unchanged_since(*ino, found.read) =>
             {
-                let entry = self.common.timeouts.entry_reply(*ino, attr, found.age);
-                buffer.push_plus(&entry, next, name)
+                let entry = self.common.timeouts().entry_reply(*ino, attr, found.age);
+                let fits = buffer.push_plus(&entry, next, name);
+                if fits {
+                    self.hand_out_name(dir, name, *ino);
+                }
+                fits
             }
             _ => buffer.push_plus_bare(ino.0, next, mode, name),
         }
