@@ -1,10 +1,25 @@
 //! The commands, one file each. A command answers `Ok` or one sentence for the user.
 
+pub mod clone;
+pub mod compact;
+pub mod config;
+pub mod destroy;
+pub mod dump;
 pub mod format;
+pub mod fsck;
+pub mod gc;
 pub mod info;
+pub mod load;
 pub mod mount;
+pub mod quota;
+pub mod restore;
+pub mod rmr;
 pub mod status;
+pub mod summary;
+pub mod table;
+pub mod tool;
 pub mod umount;
+pub mod volume;
 
 use sluice_meta::error::EngineError;
 use sluice_meta::url::MetaUrl;
@@ -47,6 +62,14 @@ pub const WHERE_XATTR: &str = "sluice.where";
 /// Name of the virtual extended attribute that holds the server's counters, as Prometheus text.
 pub const STATS_XATTR: &str = "sluice.stats";
 
+/// Name of the virtual extended attribute by which tools that changed a directory past its server make the
+/// kernel forget one of its names: to be set to that name.
+pub const FORGET_XATTR: &str = "sluice.forget";
+
+/// Name of the virtual extended attribute by which tools make a server flush everything that was written before:
+/// it can be read when that is done.
+pub const FLUSH_XATTR: &str = "sluice.flush";
+
 /// What [`WHERE_XATTR`] holds, as JSON.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Where {
@@ -72,8 +95,10 @@ pub fn whereabouts(path: &std::path::Path) -> std::io::Result<Option<Where>> {
     }
 }
 
-/// The metadata engine named on the command line; a password may come from `META_PASSWORD`.
+/// The metadata engine named on the command line; a password may come from `META_PASSWORD`, that of
+/// sentinels from `SENTINEL_PASSWORD`.
 pub fn parse_url(text: &str) -> Result<MetaUrl, Failure> {
     let password = std::env::var("META_PASSWORD").ok();
-    MetaUrl::parse(text, password.as_deref()).map_err(Failure::from_error)
+    let url = MetaUrl::parse(text, password.as_deref()).map_err(Failure::from_error)?;
+    Ok(url.with_sentinel_password(std::env::var("SENTINEL_PASSWORD").ok()))
 }

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sluice_meta::ops::{AtimeMode, NameMatch};
+
 use crate::cli::MountArgs;
 use crate::fuse::mount::is_root;
 use crate::object::ObjectSync;
@@ -103,6 +105,14 @@ pub fn parse_duration(option: &'static str, text: &str) -> Result<Duration, Conf
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn parse_atime(text: &str) -> Result<AtimeMode, ConfigError> {
+    AtimeMode::from_name(text).ok_or_else(|| ConfigError::Value {
+        option: "--atime-mode",
+        value: text.to_owned(),
+        why: "it is noatime, relatime or strictatime".to_owned(),
+    })
+}
+
 /// Parses a count within bounds.
 pub fn parse_count(
     option: &'static str,
@@ -179,6 +189,14 @@ pub struct MountConfig {
     pub uploads_max: usize,
     /// Further tries of an upload or commit.
     pub io_retries: u32,
+    /// When access times move.
+    pub atime: AtimeMode,
+    /// Whether case matters in names.
+    pub names: NameMatch,
+    /// Usage is shown without asking the metadata.
+    pub fast_statfs: bool,
+    /// For how long opens may be answered from memory.
+    pub open_cache: Duration,
     /// Skip-mtime rule.
     pub skip_dir_mtime: Duration,
     /// Time between signs of life of the session.
@@ -241,6 +259,13 @@ impl MountConfig {
             hide_internal: args.hide_internal,
             uploads_max: count("--max-uploads", &args.max_uploads, 1000)? as usize,
             io_retries: parse_count("--io-retries", &args.io_retries, 0..=1000)? as u32,
+            atime: parse_atime(&args.atime_mode)?,
+            names: match args.case_insensitive {
+                true => NameMatch::IgnoreCase,
+                false => NameMatch::Exact,
+            },
+            fast_statfs: args.fast_statfs,
+            open_cache: parse_duration("--open-cache", &args.open_cache)?,
             skip_dir_mtime: parse_duration("--skip-dir-mtime", &args.skip_dir_mtime)?,
             heartbeat: parse_heartbeat(&args.heartbeat)?,
             jobs: !args.no_bgjob && !read_only,

@@ -20,6 +20,18 @@ fn main() -> ExitCode {
         Command::Umount(args) => commands::umount::run(args),
         Command::Status(args) => commands::status::run(args),
         Command::Info(args) => commands::info::run(args),
+        Command::Config(args) => commands::config::run(args),
+        Command::Destroy(args) => commands::destroy::run(args),
+        Command::Gc(args) => commands::gc::run(args),
+        Command::Fsck(args) => commands::fsck::run(args),
+        Command::Dump(args) => commands::dump::run(args),
+        Command::Load(args) => commands::load::run(args),
+        Command::Compact(args) => commands::compact::run(args),
+        Command::Rmr(args) => commands::rmr::run(args),
+        Command::Clone(args) => commands::clone::run(args),
+        Command::Restore(args) => commands::restore::run(args),
+        Command::Quota(command) => commands::quota::run(command),
+        Command::Summary(args) => commands::summary::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 //! taking requests, each finishes what hopped to it and makes its dirty data durable; then core 0 ends the
 //! session; then the executors end, the remote side stops and the process may exit.
 
+pub mod gauges;
 pub mod housekeeping;
 pub mod prepare;
 pub mod signals;
@@ -21,13 +22,14 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use sluice_meta::client::Meta;
 use sluice_meta::jobs::session::{Session as MetaSession, SessionInfo};
 
+use self::housekeeping::Background;
 use self::prepare::Prepared;
 use crate::cache::Blocks;
 use crate::commands::Failure;
 use crate::file::Files;
 use crate::fuse::mount::{MountSpec, Mounted};
 use crate::fuse::session::{Session, SessionOptions};
-use crate::runtime::{Cores, GlommioRuntime, Mailbox, Remote, Tasks, run_on_one};
+use crate::runtime::{Cores, GlommioRuntime, Mailbox, Remote, run_on_one};
 use crate::shard::inode::{CoreId, InodeTable};
 use crate::shard::{Common, Shard};
 
@@ -91,8 +93,19 @@ pub fn serve(
         })
         .map_err(Failure::from_error)?
     };
-    let started = boot(&reports, count, spec, mount);
+    let mut options = prepared.session_options();
+    // Without a session no lock can be held in the store.
+    options.negotiate.locks = !prepared.read_only;
+    let started = boot(&reports, &prepared, spec, &options, mount);
     let session = started.as_ref().ok().map(Arc::clone);
+    match session.as_ref().map(|session| session.notifier()) {
+        // The first and only time.
+        Some(Ok(notifier)) => drop(common.notifier.set(notifier)),
+        Some(Err(error)) => {
+            tracing::warn!(%error, "no thread for notifications: caches end with their timeouts");
+        }
+        None => {}
+    }
     for start in &control.start {
         // The mailbox is empty and its core waits at it.
         let _ = start.post(session.clone());
@@ -113,14 +126,14 @@ pub fn serve(
 /// Waits until every core is ready, then mounts.
 fn boot(
     reports: &mpsc::Receiver<Report>,
-    count: usize,
+    prepared: &Prepared,
     spec: &MountSpec,
+    options: &SessionOptions,
     mount: impl FnOnce(&MountSpec) -> Result<Mounted, Failure>,
 ) -> Result<Arc<Session>, Failure> {
-    collect(reports, count)?;
+    collect(reports, prepared.cores)?;
     let mounted = mount(spec)?;
-    let session =
-        Session::start(mounted, &SessionOptions::default()).map_err(Failure::from_error)?;
+    let session = Session::start(mounted, options).map_err(Failure::from_error)?;
     Ok(Arc::new(session))
 }
 
@@ -257,7 +270,7 @@ impl Core {
         // Nobody serves before the session is there: without it an unlinked open file would be lost.
         self.control.step.wait().await;
         let queue = session.queue_for_core().map_err(Failure::from_error);
-        let background = Tasks::new();
+        let background = Background::new();
         let (session, served) = match (registered, queue) {
             (Ok(registered), Ok(queue)) => {
                 let _ = report.send(Ok(()));
@@ -268,6 +281,12 @@ impl Core {
                     self.prepared.heartbeat,
                     &background,
                 );
+                if self.index() == 0 && self.prepared.read_only {
+                    housekeeping::watch(shard, self.prepared.heartbeat, &background);
+                }
+                if self.index() == 0 {
+                    housekeeping::follow(shard, &background);
+                }
                 let stop = &self.common.stop[self.index()];
                 let served = shard.run(queue, stop).await.map_err(Failure::from_error);
                 (registered, served)
@@ -278,7 +297,7 @@ impl Core {
             }
         };
         self.control.step.wait().await;
-        background.cancel();
+        background.end().await;
         let finished = shard
             .finish()
             .await
@@ -298,10 +317,17 @@ impl Core {
 
     /// Core 0 registers the session of the mount.
     async fn register(&self, shard: &Shard) -> Result<Option<Rc<MetaSession>>, Failure> {
-        if self.index() != 0 || self.prepared.read_only {
+        let meta = shard.meta();
+        if self.index() != 0 {
             return Ok(None);
         }
-        let meta = shard.meta();
+        if self.prepared.read_only {
+            // `df` shows them.
+            let loaded = meta.load_quotas().await;
+            return loaded
+                .map(|()| None)
+                .map_err(|error| Failure(format!("cannot load the quotas: {error}")));
+        }
         let info = SessionInfo::of_this_process(&self.mountpoint.to_string_lossy(), meta.now());
         let session = MetaSession::register(meta, &info, self.prepared.heartbeat)
             .await

@@ -76,6 +76,7 @@ impl Plan {
                 capacity,
                 inodes,
                 trash_days: trash_days.map(|days| days as u32),
+                enable_acl: args.enable_acl.then_some(true),
                 encrypt_key,
                 encrypt_algo: args.encrypt_algo.clone(),
                 ..FormatOptions::default()
@@ -137,7 +138,7 @@ async fn make_or_change(
     runtime: &Rc<dyn Runtime>,
 ) -> Result<Formatted, Failure> {
     let fresh_file = match url {
-        MetaUrl::Sqlite(path) if !path.exists() => Some(path.clone()),
+        MetaUrl::Sqlite(url) if !url.path.exists() => Some(url.path.clone()),
         _ => None,
     };
     if fresh_file.is_some() {
@@ -156,7 +157,7 @@ async fn make_or_change(
 }
 
 /// A database that was made for a volume which then could not be made goes again.
-fn remove_database(path: &Path) {
+pub(super) fn remove_database(path: &Path) {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
@@ -260,7 +261,7 @@ fn unusable(bucket: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Writes, reads and deletes an object: better now than at the first write.
-async fn probe(store: &AnyStore, bucket: &Path) -> Result<(), Failure> {
+pub(super) async fn probe(store: &AnyStore, bucket: &Path) -> Result<(), Failure> {
     let key = format!("testing/{:010}", fastrand::u64(0..10_000_000_000));
     let body = Bytes::from(
         std::iter::repeat_with(|| fastrand::u8(..))

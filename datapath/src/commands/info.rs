@@ -4,21 +4,19 @@
 //! from the metadata directly. What a process has written and not flushed yet is not in it.
 
 use std::path::Path;
-use std::rc::Rc;
 
 use serde::Serialize;
-use sluice_meta::client::{Meta, MetaOptions, Shared};
 use sluice_meta::engine::{Engine, EngineResult, Item, Scan};
-use sluice_meta::runtime::Runtime;
-use sluice_meta::store::{Access, Store};
-use sluice_meta::tools::load_volume;
+use sluice_meta::ops::summary::Walk;
+use sluice_meta::store::Access;
 use sluice_meta::types::{Attr, FileKind, Ino, Slice, SliceId, align_4k};
 
+use super::quota::open_meta;
 use super::status::size;
 use super::{Failure, Outcome, Where, whereabouts};
 use crate::cache::blocks_of;
 use crate::cli::InfoArgs;
-use crate::runtime::{GlommioRuntime, run_on_one};
+use crate::runtime::run_on_one;
 use crate::volume_store;
 
 /// All that is shown of one path.
@@ -33,6 +31,17 @@ struct Info {
     nlink: u32,
     parent: u64,
     chunks: Vec<ChunkInfo>,
+    /// Of a directory with everything below it, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    totals: Option<Totals>,
+}
+
+#[derive(Debug, Serialize)]
+struct Totals {
+    files: u64,
+    dirs: u64,
+    length: u64,
+    size: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +62,11 @@ struct SliceInfo {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Outcome {
+    let walk = match (args.recursive, args.strict) {
+        (false, _) => None,
+        (true, false) => Some(Walk::Fast),
+        (true, true) => Some(Walk::Strict),
+    };
     let mut infos = Vec::new();
     for path in &args.paths {
         let place = whereabouts(path)
@@ -64,7 +78,8 @@ pub fn run(args: &InfoArgs) -> Outcome {
                 ))
             })?;
         infos.push(
-            run_on_one(|| async { look(path, &place).await }).map_err(Failure::from_error)??,
+            run_on_one(|| async { look(path, &place, walk).await })
+                .map_err(Failure::from_error)??,
         );
     }
     if args.json {
@@ -78,24 +93,12 @@ pub fn run(args: &InfoArgs) -> Outcome {
     Ok(())
 }
 
-async fn look(path: &Path, place: &Where) -> Result<Info, Failure> {
+async fn look(path: &Path, place: &Where, walk: Option<Walk>) -> Result<Info, Failure> {
     let url = super::parse_url(&place.meta)?;
-    let runtime: Rc<dyn Runtime> = Rc::new(GlommioRuntime::new());
-    let store = Store::open(&url, Access::ReadOnly).map_err(Failure::from_error)?;
-    let engine = Rc::new(
-        store
-            .connect(Rc::clone(&runtime))
-            .await
-            .map_err(Failure::from_store)?,
-    );
-    let setting = load_volume(&*engine).await.map_err(Failure::from_error)?;
+    let meta = open_meta(&url, Access::ReadOnly).await?;
+    let setting = meta.shared().setting();
     let naming = volume_store::naming(&setting);
     let block_bytes = setting.block_size_kib << 10;
-    let options = MetaOptions {
-        read_only: true,
-        ..MetaOptions::default()
-    };
-    let meta = Meta::new(Rc::clone(&engine), runtime, Shared::new(setting, options));
     let ino = Ino(place.inode);
     let attr = meta.getattr(ino).await.map_err(|error| {
         Failure(format!(
@@ -104,14 +107,24 @@ async fn look(path: &Path, place: &Where) -> Result<Info, Failure> {
         ))
     })?;
     let chunks = match attr.kind {
-        FileKind::File => chunks(&*engine, ino, attr.length, |slice| {
+        FileKind::File => chunks(&**meta.engine(), ino, attr.length, |slice| {
             slice_info(slice, naming, block_bytes)
         })
         .await
         .map_err(Failure::from_error)?,
         _ => Vec::new(),
     };
-    Ok(info(path, place, &attr, chunks))
+    let mut info = info(path, place, &attr, chunks);
+    if let Some(walk) = walk.filter(|_| attr.kind == FileKind::Directory) {
+        let found = meta.summary(ino, walk).await.map_err(Failure::from_error)?;
+        info.totals = Some(Totals {
+            files: found.files,
+            dirs: found.dirs,
+            length: found.length,
+            size: found.size,
+        });
+    }
+    Ok(info)
 }
 
 async fn chunks(
@@ -155,6 +168,7 @@ fn info(path: &Path, place: &Where, attr: &Attr, chunks: Vec<ChunkInfo>) -> Info
         nlink: attr.nlink,
         parent: attr.parent.0,
         chunks,
+        totals: None,
     }
 }
 
@@ -184,6 +198,16 @@ fn print(info: &Info) {
     );
     println!("  length  {} ({} bytes)", size(info.length), info.length);
     println!("  space   {}", size(info.space.unsigned_abs()));
+    if let Some(totals) = &info.totals {
+        println!("  files   {}", totals.files);
+        println!("  dirs    {}", totals.dirs);
+        println!(
+            "  length  {} ({} bytes) in files",
+            size(totals.length),
+            totals.length
+        );
+        println!("  size    {} ({} bytes)", size(totals.size), totals.size);
+    }
     for chunk in &info.chunks {
         println!("  chunk {}:", chunk.index);
         for slice in &chunk.slices {

@@ -88,6 +88,7 @@ fn refuse_format_options(args: &MountArgs) -> Result<(), Failure> {
         ("--trash-days", volume.trash_days.is_some()),
         ("--capacity", volume.capacity.is_some()),
         ("--inodes", volume.inodes.is_some()),
+        ("--enable-acl", volume.enable_acl),
         ("--hash-prefix", volume.hash_prefix),
         ("--encrypt-rsa-key", volume.encrypt_rsa_key.is_some()),
         ("--encrypt-algo", volume.encrypt_algo.is_some()),

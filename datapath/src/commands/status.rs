@@ -1,10 +1,11 @@
-//! `sluice status`: setting, sessions and usage of a volume.
+//! `sluice status`: setting, sessions and usage of a volume, or what one session holds.
 
 use std::rc::Rc;
 
 use sluice_meta::runtime::Runtime;
 use sluice_meta::store::{Access, Store};
-use sluice_meta::tools::status::{Status, status};
+use sluice_meta::tools::status::{SessionDetail, SessionStatus, Status, session, status};
+use sluice_meta::types::SessionId;
 
 use super::{Failure, Outcome};
 use crate::cli::StatusArgs;
@@ -13,23 +14,73 @@ use crate::runtime::{GlommioRuntime, run_on_one};
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> Outcome {
     let url = super::parse_url(&args.meta_url)?;
-    let json = args.json;
+    let (json, sid) = (args.json, args.session);
     run_on_one(|| async move {
         let runtime: Rc<dyn Runtime> = Rc::new(GlommioRuntime::new());
         let store = Store::open(&url, Access::ReadOnly).map_err(Failure::from_error)?;
         let engine = store.connect(runtime).await.map_err(Failure::from_store)?;
+        if let Some(sid) = sid {
+            let found = session(&engine, SessionId(sid)).await;
+            let Some(found) = found.map_err(Failure::from_error)? else {
+                return Err(Failure(format!(
+                    "there is no session {sid}; `sluice status` lists those there are"
+                )));
+            };
+            return if json {
+                print_json(&found)
+            } else {
+                print_session(&found);
+                Ok(())
+            };
+        }
         let status = status(&engine).await.map_err(Failure::from_error)?;
         if json {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&status).map_err(Failure::from_error)?
-            );
-        } else {
-            print(&status);
+            return print_json(&status);
         }
+        print(&status);
         Ok(())
     })
     .map_err(Failure::from_error)?
+}
+
+fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::from_error)?;
+    println!("{text}");
+    Ok(())
+}
+
+fn line(session: &SessionStatus) -> String {
+    let info = &session.info;
+    format!(
+        "{:<6} {} on {} pid {}, {}",
+        session.sid, info.mount_point, info.host_name, info.process_id, info.version
+    )
+}
+
+fn print_session(found: &SessionDetail) {
+    println!("session      {}", line(&found.session));
+    println!("expires      {}", found.session.expire);
+    println!("deleted, but open  {}", found.sustained.len());
+    for ino in &found.sustained {
+        println!("  inode {ino}");
+    }
+    println!("flock        {}", found.flocks.len());
+    for lock in &found.flocks {
+        println!(
+            "  inode {} owner {:x} {}",
+            lock.inode, lock.owner, lock.ltype
+        );
+    }
+    println!("POSIX locks  {}", found.plocks.len());
+    for lock in &found.plocks {
+        for range in &lock.records {
+            let kind = if range.r#type == 0 { "R" } else { "W" };
+            println!(
+                "  inode {} owner {:x} {kind} bytes {} to {}, pid {}",
+                lock.inode, lock.owner, range.start, range.end, range.pid
+            );
+        }
+    }
 }
 
 fn print(status: &Status) {
@@ -67,14 +118,7 @@ fn print(status: &Status) {
     );
     println!("sessions     {}", status.sessions.len());
     for session in &status.sessions {
-        println!(
-            "  {:<6} {} on {} pid {}, {}",
-            session.sid,
-            session.info.mount_point,
-            session.info.host_name,
-            session.info.process_id,
-            session.info.version
-        );
+        println!("  {}", line(session));
     }
 }
 

@@ -13,17 +13,21 @@ use sluice_meta::runtime::Runtime;
 use sluice_meta::store::{Access, Store};
 use sluice_meta::tools;
 use sluice_meta::types::{FileKind, Ino};
-use sluice_meta::url::MetaUrl;
+use sluice_meta::url::{MetaUrl, SqliteUrl};
 use sluice_meta::volume::Setting;
 
 use crate::cache::{Blocks, CacheOptions, CacheWrites, DiskOptions, PageCache};
 use crate::commands::{Failure, Where};
 use crate::config::MountConfig;
 use crate::file::FilesOptions;
+use crate::fuse::negotiate::NegotiateOptions;
+use crate::fuse::session::SessionOptions;
 use crate::object::{AnyStore, BlockStore, Layout, LocalStore};
 use crate::runtime::{GlommioRuntime, Mailbox, Remote, allowed_cpus, run_on_one};
 use crate::shard::Common;
 use crate::shard::attrs::Timeouts;
+use crate::shard::coherence::Coherence;
+use crate::shard::flush_all;
 use crate::shard::inode::CoreId;
 use crate::volume_store::{self, Bucket};
 
@@ -80,18 +84,22 @@ pub async fn prepare(
     let setting = tools::load_volume(&*engine)
         .await
         .map_err(Failure::from_error)?;
-    let quotas = tools::has_dir_quotas(&*engine)
-        .await
-        .map_err(Failure::from_error)?;
-    let read_only = config.read_only || only_readable(&setting, quotas, &config)?;
+    let read_only = config.read_only || only_readable(&setting, &config)?;
     let bucket = volume_store::bucket(&setting, config.bucket.as_deref())?;
     let layout = volume_store::layout(&setting)?;
     let options = MetaOptions {
         read_only,
         skip_dir_mtime: config.skip_dir_mtime,
+        fast_statfs: config.fast_statfs,
+        open_cache: config.open_cache,
+        atime: config.atime,
+        names: config.names,
     };
     let shared = Shared::new(setting, options);
     let meta = Meta::new(engine, runtime, Arc::clone(&shared));
+    if shared.setting().enable_acl {
+        meta.load_acls().await.map_err(Failure::from_error)?;
+    }
     let root = match &config.subdir {
         Some(path) => resolve(&meta, path).await?,
         None => Ino::ROOT,
@@ -107,7 +115,7 @@ pub async fn prepare(
         heartbeat: config.heartbeat,
         jobs: config.jobs && !read_only,
         cores,
-        meta_url: url.to_string(),
+        meta_url: anywhere(url).to_string(),
         config,
         root,
         bucket,
@@ -115,10 +123,24 @@ pub async fn prepare(
     })
 }
 
+/// The same address for tools that run in another directory.
+fn anywhere(url: &MetaUrl) -> MetaUrl {
+    match url {
+        MetaUrl::Sqlite(url) => {
+            let absolute = std::path::absolute(&url.path);
+            MetaUrl::Sqlite(SqliteUrl {
+                path: absolute.unwrap_or_else(|_| url.path.clone()),
+                table_prefix: url.table_prefix.clone(),
+            })
+        }
+        MetaUrl::Redis(_) => url.clone(),
+    }
+}
+
 /// Whether the volume needs something for writing that is not built: then it is mounted read-only with a
 /// warning, as mount(8) does with write-protected devices, unless `-o rw` insists.
-fn only_readable(setting: &Setting, quotas: bool, config: &MountConfig) -> Result<bool, Failure> {
-    let missing = setting.unsupported_for_writing(quotas);
+fn only_readable(setting: &Setting, config: &MountConfig) -> Result<bool, Failure> {
+    let missing = setting.unsupported_for_writing();
     if missing.is_empty() {
         return Ok(false);
     }
@@ -139,27 +161,31 @@ fn only_readable(setting: &Setting, quotas: bool, config: &MountConfig) -> Resul
 
 /// The directory that `--subdir` names.
 async fn resolve(meta: &Meta, path: &str) -> Result<Ino, Failure> {
-    let mut ino = Ino::ROOT;
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        match meta.lookup(ino, part.as_bytes()).await {
-            Ok((child, attr)) if attr.kind == FileKind::Directory => ino = child,
-            Ok(_) => {
-                return Err(Failure(format!(
-                    "--subdir {path} is not a directory: name one"
-                )));
-            }
-            Err(MetaError::NotFound) => {
-                return Err(Failure(format!(
-                    "--subdir {path} does not exist on the volume: create it first"
-                )));
-            }
-            Err(error) => return Err(Failure(format!("--subdir {path}: {error}"))),
+    let refuse = |why: &dyn std::fmt::Display| Err(Failure(format!("--subdir {path} {why}")));
+    match meta.resolve(path.as_bytes()).await {
+        Ok((ino, attr)) if attr.kind == FileKind::Directory => Ok(ino),
+        Ok(_) | Err(MetaError::NotDirectory) => refuse(&"is not a directory: name one"),
+        Err(MetaError::NotFound) => refuse(&"does not exist on the volume: create it first"),
+        Err(MetaError::SymlinkInPath) => {
+            refuse(&"goes through a symlink: name the directory that it leads to")
         }
+        Err(error) => refuse(&format_args!("cannot be looked up: {error}")),
     }
-    Ok(ino)
 }
 
 impl Prepared {
+    /// What to agree on with the kernel.
+    pub fn session_options(&self) -> SessionOptions {
+        let negotiate = NegotiateOptions {
+            posix_acl: self.setting().enable_acl,
+            ..NegotiateOptions::default()
+        };
+        SessionOptions {
+            negotiate,
+            ..SessionOptions::default()
+        }
+    }
+
     /// The volume's setting.
     pub fn setting(&self) -> Arc<Setting> {
         self.shared.setting()
@@ -217,18 +243,23 @@ impl Prepared {
 
     /// What the shards share.
     pub fn common(&self, counters: PrometheusHandle) -> Common {
+        let cache_times = Timeouts {
+            attr: self.config.attr_timeout,
+            entry: self.config.entry_timeout,
+            dir_entry: self.config.dir_entry_timeout,
+            negative: self.config.negative_timeout,
+        };
+        let tells = matches!(self.store, Store::Redis(_));
+        let coherence = tells.then(|| Coherence::wanted(&cache_times)).flatten();
         Common {
             counters,
             root: self.root,
-            timeouts: Timeouts {
-                attr: self.config.attr_timeout,
-                entry: self.config.entry_timeout,
-                dir_entry: self.config.dir_entry_timeout,
-                negative: self.config.negative_timeout,
-            },
+            cache_times,
+            coherence,
             hide_internal: self.config.hide_internal,
             handles: Default::default(),
             keep_cache: Default::default(),
+            locks: Default::default(),
             mailboxes: (0..self.cores).map(|_| Mailbox::new(HOPS_MAX)).collect(),
             stop: (0..self.cores).map(|_| Mailbox::new(4)).collect(),
             whereabouts: Where {
@@ -238,6 +269,8 @@ impl Prepared {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 inode: 0,
             },
+            flushes: (0..self.cores).map(|_| flush_all::orders()).collect(),
+            notifier: Default::default(),
         }
     }
 }
