@@ -51,6 +51,11 @@ impl JuiceFs {
         run_ok(command.args(options).arg(&volume.meta_url).arg("e2e")).map(drop)
     }
 
+    /// Runs a command of JuiceFS in the volume's environment; it must succeed.
+    pub fn run(&self, volume: &Volume, name: &str, arguments: &[&str]) -> Result<String> {
+        run_ok(self.command(volume).arg(name).args(arguments))
+    }
+
     /// Mounts the volume with JuiceFS.
     pub fn mount(&self, volume: &Volume, options: &[&str]) -> Result<Mount> {
         let mount_point = volume.new_mount_point()?;
@@ -73,10 +78,25 @@ impl JuiceFs {
         Mount::start(volume.plan(serve, unmount, mount_point, "juicefs"))
     }
 
+    /// Puts back what is in these hours of the trash.
+    pub fn restore(&self, volume: &Volume, hours: &[String]) -> Result<()> {
+        let mut command = self.command(volume);
+        command.args(["restore", "--put-back"]);
+        run_ok(command.arg(&volume.meta_url).args(hours)).map(drop)
+    }
+
     /// Runs JuiceFS's check of the volume, blocks, attributes and statistics: it must succeed and
     /// complain of nothing.
     pub fn fsck(&self, volume: &Volume) -> Result<()> {
         self.check(volume, &[&[], &["--path", "/", "--recursive"]])
+    }
+
+    /// The check with statistics of all directories counted anew: they must be what they say.
+    pub fn fsck_statistics(&self, volume: &Volume) -> Result<()> {
+        self.check(
+            volume,
+            &[&["--path", "/", "--recursive", "--sync-dir-stat"]],
+        )
     }
 
     /// The check of blocks alone: statistics of directories are written in batches, by JuiceFS too, and
@@ -106,6 +126,18 @@ impl JuiceFs {
             println!("{said}");
         }
         count.with_context(|| format!("{command:?} did not say what it found:\n{said}"))
+    }
+
+    /// A `quota` command that must succeed; what it printed.
+    pub fn quota(&self, volume: &Volume, verb: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(volume);
+        command.args(["quota", verb, &volume.meta_url]);
+        run_ok(command.args(arguments))
+    }
+
+    /// Holds usage against JuiceFS's own count: it must find no difference.
+    pub fn check_quota(&self, volume: &Volume, arguments: &[&str]) -> Result<()> {
+        self.quota(volume, "check", arguments).map(drop)
     }
 
     fn check(&self, volume: &Volume, scopes: &[&[&str]]) -> Result<()> {

@@ -20,6 +20,7 @@ pub mod content;
 pub mod deadline;
 pub mod fio;
 pub mod golden;
+pub mod hammer;
 pub mod harness;
 pub mod journal;
 pub mod juicefs;

@@ -106,6 +106,19 @@ impl Mount {
         self.child.id()
     }
 
+    /// One of the server's numbers, without labels; 0 while it was never set.
+    pub fn number(&self, name: &str) -> Result<f64> {
+        let mut text = vec![0; 1 << 20];
+        let length = rustix::fs::lgetxattr(self.root(), "sluice.stats", &mut text)?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
+        let value = values.find_map(|rest| rest.strip_prefix(' '));
+        Ok(value
+            .map(|value| value.trim().parse())
+            .transpose()?
+            .unwrap_or(0.0))
+    }
+
     /// What the server has written to standard output and error so far.
     pub fn log(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())

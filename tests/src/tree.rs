@@ -107,6 +107,19 @@ impl Tree {
         self.nodes.is_empty()
     }
 
+    /// The record of a copy: inodes of its own, also where this tree has hard links.
+    pub fn copied(&self) -> Tree {
+        let mut nodes = self.nodes.clone();
+        for node in nodes.values_mut() {
+            let first = node.first.take();
+            if let Some(first) = first.and_then(|first| self.nodes.get(&first)) {
+                *node = first.clone();
+            }
+            node.sealed = None;
+        }
+        Tree { nodes }
+    }
+
     /// Checks the tree as it is now and remembers what the file system chose.
     fn seal(&mut self, root: &Path) -> Result<()> {
         self.verify(root).context("right after writing")?;

@@ -48,7 +48,11 @@ fn refused(command: &mut Command, words: &[&str]) -> Result<()> {
 }
 
 /// As `refused`, and the volume, its objects and the mount table are what they were.
-fn refused_without_trace(volume: &Volume, command: &mut Command, words: &[&str]) -> Result<()> {
+pub(crate) fn refused_without_trace(
+    volume: &Volume,
+    command: &mut Command,
+    words: &[&str],
+) -> Result<()> {
     let before = Snapshot::take(volume)?;
     refused(command, words)?;
     ensure!(

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::io::Errno;
 use sluice_tests::content::{Fill, Subject};
 use sluice_tests::deadline::{patience, wait_until};
-use sluice_tests::harness::{Engine, Volume};
+use sluice_tests::harness::{Engine, Volume, check};
 use sluice_tests::mount::Mount;
 use sluice_tests::on_both_engines;
 use sluice_tests::tree::{Tree, TreeOptions};
@@ -190,4 +190,137 @@ fn attributes_follow_within_the_cache_time(engine: Engine) -> Result<()> {
     })?;
     two.unmount()?;
     one.unmount()
+}
+
+/// Whether `work` needs nothing of the store. Somebody's heartbeat may make it look as if it did.
+fn without_asking(volume: &Volume, work: impl FnOnce() -> Result<()>) -> Result<bool> {
+    let mut connection = volume.redis_server()?.connection(0)?;
+    let mut commands = || -> Result<u64> {
+        let info: redis::InfoDict = redis::cmd("INFO").arg("stats").query(&mut connection)?;
+        let count = info.get("total_commands_processed");
+        count.context("INFO without a count of commands")
+    };
+    let before = commands()?;
+    work()?;
+    // The first question is counted, too.
+    Ok(commands()? == before + 1)
+}
+
+/// With cache times of an hour on a store that tells its changes, others' changes are seen at once all the same:
+/// names made, removed and replaced, names that did not exist, attributes, and content of files held open.
+#[test]
+fn push_invalidation() {
+    check(|| {
+        let volume = Volume::new(Engine::Redis)?;
+        let long = [
+            "--attr-cache=1h",
+            "--entry-cache=1h",
+            "--dir-entry-cache=1h",
+            "--negative-entry-cache=1h",
+        ];
+        let (one, two) = (volume.mount_with(&long)?, volume.mount()?);
+        fs::create_dir(two.path("dir"))?;
+        fs::write(two.path("dir/file"), b"first")?;
+        let soon = patience(10);
+
+        // Everything is in the kernel's caches of the first mount.
+        let kept = || -> Result<()> {
+            let read = || -> Result<bool> {
+                same(
+                    "content",
+                    fs::read(one.path("dir/file"))?,
+                    b"first".to_vec(),
+                )?;
+                same("absent", one.path("dir/none").exists(), false)?;
+                without_asking(&volume, || {
+                    fs::metadata(one.path("dir/file"))?;
+                    same("absent", one.path("dir/none").exists(), false)
+                })
+            };
+            wait_until("the kernel keeps what it was told", soon, read)
+        };
+        kept()?;
+        fs::write(two.path("dir/none"), b"made")?;
+        wait_until("a name that did not exist", soon, || {
+            Ok(fs::read(one.path("dir/none")).is_ok_and(|bytes| bytes == b"made"))
+        })?;
+        fs::remove_file(two.path("dir/none"))?;
+        wait_until("a removed name", soon, || {
+            Ok(!one.path("dir/none").exists())
+        })?;
+
+        kept()?;
+        let open = File::open(one.path("dir/file"))?;
+        fs::set_permissions(two.path("dir/file"), fs::Permissions::from_mode(0o600))?;
+        wait_until("attributes", soon, || {
+            Ok(open.metadata()?.mode() & 0o777 == 0o600)
+        })?;
+        fs::write(two.path("dir/file"), b"second, longer")?;
+        wait_until("length and content behind an open file", soon, || {
+            Ok(
+                open.metadata()?.len() == 14
+                    && fs::read(one.path("dir/file"))? == b"second, longer",
+            )
+        })?;
+        fs::write(two.path("dir/other"), b"replaces")?;
+        fs::rename(two.path("dir/other"), two.path("dir/file"))?;
+        wait_until("a replaced name", soon, || {
+            Ok(fs::read(one.path("dir/file")).is_ok_and(|bytes| bytes == b"replaces"))
+        })?;
+
+        drop(open);
+
+        // What this mount changes itself is not taken back.
+        fs::write(one.path("dir/own"), b"own")?;
+        wait_until("own changes stay in the cache", soon, || {
+            without_asking(&volume, || {
+                fs::metadata(one.path("dir/own"))?;
+                Ok(())
+            })
+        })?;
+        two.unmount()?;
+        one.unmount()
+    });
+}
+
+/// While nothing is heard, the kernel keeps things for a second at most; afterwards they are long again.
+#[test]
+fn push_invalidation_survives_a_lost_connection() {
+    check(|| {
+        let volume = Volume::new(Engine::Redis)?;
+        let long = [
+            "--attr-cache=1h",
+            "--entry-cache=1h",
+            "--dir-entry-cache=1h",
+        ];
+        let (one, two) = (volume.mount_with(&long)?, volume.mount()?);
+        fs::write(two.path("file"), b"first")?;
+        let soon = patience(20);
+        for content in [&b"second"[..], b"third"] {
+            fs::metadata(one.path("file"))?;
+            let mut connection = volume.redis_server()?.connection(0)?;
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL")
+                .arg("TYPE")
+                .arg("normal")
+                .arg("SKIPME")
+                .arg("yes");
+            kill.query::<()>(&mut connection)?;
+            fs::write(two.path("file"), content)?;
+            wait_until("the change is seen", soon, || {
+                Ok(fs::read(one.path("file")).is_ok_and(|bytes| bytes == content))
+            })?;
+        }
+        wait_until("it is kept for long again", soon, || {
+            let told = one.number("sluice_coherence_live")?;
+            fs::metadata(one.path("file"))?;
+            let kept = without_asking(&volume, || {
+                fs::metadata(one.path("file"))?;
+                Ok(())
+            })?;
+            Ok(told == 1.0 && kept)
+        })?;
+        two.unmount()?;
+        one.unmount()
+    });
 }

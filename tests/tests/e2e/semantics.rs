@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use sluice_tests::content::{Fill, Subject};
@@ -28,6 +29,7 @@ on_both_engines!(
     signal_leaves_everything_durable,
     store_full_gives_enospc,
     failed_upload_is_reported_by_fsync,
+    status_shows_who_holds_locks,
 );
 
 /// What one mount wrote and closed, another mount that opens it afterwards reads: new files, grown,
@@ -448,6 +450,49 @@ fn failed_upload_is_reported_by_fsync(engine: Engine) -> Result<()> {
         drop(file);
         mount.unmount()
     })
+}
+
+/// A lock taken through one mount is in the way on the other, until it is released; `status` shows who holds it.
+fn status_shows_who_holds_locks(engine: Engine) -> Result<()> {
+    let volume = Volume::new(engine)?;
+    let (one, two) = (volume.mount()?, volume.mount()?);
+    let create = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .clone();
+    let (here, there) = (create.open(one.path("f"))?, create.open(two.path("f"))?);
+    type Lock = fn(&File, FlockOperation) -> rustix::io::Result<()>;
+    let kinds: [Lock; 2] = [
+        |file, operation| rustix::fs::flock(file, operation),
+        |file, operation| rustix::fs::fcntl_lock(file, operation),
+    ];
+    for (kind, lock) in kinds.into_iter().enumerate() {
+        lock(&here, FlockOperation::NonBlockingLockExclusive)?;
+        let refused = lock(&there, FlockOperation::NonBlockingLockShared);
+        ensure!(
+            matches!(refused, Err(Errno::WOULDBLOCK | Errno::ACCESS)),
+            "{kind}: a lock held elsewhere was granted: {refused:?}"
+        );
+        let mut held = 0;
+        for sid in 1..=2_u32 {
+            let mut status = volume.command(["status", "--json", "--session"])?;
+            status.arg(sid.to_string()).arg(&volume.meta_url);
+            let shown: serde_json::Value = serde_json::from_str(&run_ok(&mut status)?)?;
+            let list = shown[["Flocks", "Plocks"][kind]].as_array();
+            held += list.map_or(0, Vec::len);
+        }
+        ensure!(held == 1, "{kind}: {held} sessions hold the lock");
+        lock(&here, FlockOperation::NonBlockingUnlock)?;
+        lock(&there, FlockOperation::NonBlockingLockShared)?;
+        lock(&here, FlockOperation::NonBlockingLockShared)?;
+        lock(&there, FlockOperation::NonBlockingUnlock)?;
+        lock(&here, FlockOperation::NonBlockingUnlock)?;
+    }
+    drop((here, there));
+    one.unmount()?;
+    two.unmount()
 }
 
 /// The table in the README and this binary do not drift apart.
