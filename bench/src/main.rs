@@ -1,10 +1,10 @@
 //! `sluice-bench`: file systems side by side, and what they cost.
 //!
 //! It knows nothing of SluiceFS: a target is a directory, with the processes that serve it if there are
-//! any. `bench/first-light.sh` builds the server, makes the volumes, mounts them and calls this. In reading
+//! any. `bench/run.sh` builds the server, makes the volumes, mounts them and calls this. In reading
 //! order:
 //! - `options`: the command line; `target`: a directory to measure and its servers;
-//! - `suite`: the cases of `first-light`, and the rounds in which targets take turns;
+//! - `suite`: the cases of each suite, and the rounds in which targets take turns;
 //! - `metadata` and `fio`: the work of a case; `caches`: what the kernel remembers before it;
 //! - `accounting`: processor time and context switches of clients, servers and machine;
 //! - `sample`: one measurement, medians of many; `machine`: on what it was measured;
@@ -44,12 +44,13 @@ fn main() -> ExitCode {
 
 /// Whether every case succeeded on every target.
 fn run() -> Result<bool> {
-    let Options {
-        command: Command::FirstLight(options),
-    } = Options::parse();
+    let (suite, options) = match Options::parse().command {
+        Command::FirstLight(options) => (&suite::FIRST_LIGHT, options),
+        Command::Metadata(options) => (&suite::METADATA, options),
+    };
     let machine = machine::Machine::describe(&options.programs)?;
-    let outcome = suite::first_light(&options)?;
-    let folder = report::write(&options, &machine, &outcome)?;
+    let outcome = suite.run(&options)?;
+    let folder = report::write(suite, &options, &machine, &outcome)?;
     println!("written: {}", folder.display());
     Ok(outcome.failures.is_empty())
 }

@@ -18,12 +18,14 @@ pub(crate) struct Options {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Creates, stats, sequential and random I/O on each target, in turns
-    FirstLight(FirstLight),
+    FirstLight(Measure),
+    /// Calls that change directories, by 1 and by 8 threads, in directories of their own and in one, in turns
+    Metadata(Measure),
 }
 
-/// What `first-light` measures, how much of it, and where the results go.
+/// How much is measured, of what, and where the results go.
 #[derive(Args, Serialize, Debug)]
-pub(crate) struct FirstLight {
+pub(crate) struct Measure {
     /// A directory to measure; the processes that serve it are charged for their work. Ratios are to the first
     #[arg(long = "target", value_name = "NAME=DIR[:PID,...]", required = true)]
     pub(crate) targets: Vec<Target>,
@@ -33,7 +35,7 @@ pub(crate) struct FirstLight {
     /// Rounds: each case is run once on each target in each round
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
-    /// Files made, looked at and removed in one directory
+    /// Files made, looked at and removed in a case
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
     pub(crate) files: u32,
     /// MiB of the file that is written and read

@@ -12,29 +12,36 @@ use serde::Serialize;
 
 use crate::fio::Job;
 use crate::machine::{Machine, file_system};
-use crate::options::FirstLight;
+use crate::options::Measure;
 use crate::sample::{Sample, Spread};
-use crate::suite::{CASES, Case, Failure, Outcome, Unit};
+use crate::suite::{Case, Failure, Outcome, Suite, Unit};
 
 /// Runs of one host on one day.
 const RUNS_PER_DAY_MAX: u32 = 1000;
 
 #[derive(Serialize)]
 struct Raw<'a> {
+    suite: &'static str,
     machine: &'a Machine,
-    options: &'a FirstLight,
+    options: &'a Measure,
     jobs: Vec<&'static Job>,
     samples: &'a [Sample],
     failures: &'a [Failure],
 }
 
 /// Writes both files and answers the folder.
-pub(crate) fn write(options: &FirstLight, machine: &Machine, outcome: &Outcome) -> Result<PathBuf> {
+pub(crate) fn write(
+    suite: &Suite,
+    options: &Measure,
+    machine: &Machine,
+    outcome: &Outcome,
+) -> Result<PathBuf> {
     let folder = new_folder(&options.out, &format!("{}-{}", machine.date, machine.host))?;
     let raw = Raw {
+        suite: suite.name,
         machine,
         options,
-        jobs: CASES.iter().filter_map(Case::job).collect(),
+        jobs: suite.cases.iter().filter_map(Case::job).collect(),
         samples: &outcome.samples,
         failures: &outcome.failures,
     };
@@ -43,7 +50,7 @@ pub(crate) fn write(options: &FirstLight, machine: &Machine, outcome: &Outcome) 
     save(&folder.join("raw.json"), &json)?;
     save(
         &folder.join("summary.md"),
-        &summary(options, machine, outcome)?,
+        &summary(suite, options, machine, outcome)?,
     )?;
     Ok(folder)
 }
@@ -70,21 +77,31 @@ fn new_folder(out: &Path, name: &str) -> Result<PathBuf> {
     anyhow::bail!("{name} has {RUNS_PER_DAY_MAX} runs in {}", out.display())
 }
 
-fn summary(options: &FirstLight, machine: &Machine, outcome: &Outcome) -> Result<String> {
+fn summary(
+    suite: &Suite,
+    options: &Measure,
+    machine: &Machine,
+    outcome: &Outcome,
+) -> Result<String> {
     let mut text = String::new();
-    write_head(&mut text, options, machine)?;
+    write_head(&mut text, suite, options, machine)?;
     write_failures(&mut text, &outcome.failures)?;
-    write_results(&mut text, options, &outcome.samples)?;
-    write_costs(&mut text, options, &outcome.samples)?;
+    write_results(&mut text, suite, options, &outcome.samples)?;
+    write_costs(&mut text, suite, options, &outcome.samples)?;
     write_method(&mut text, options, outcome)?;
     Ok(text)
 }
 
-fn write_head(text: &mut String, options: &FirstLight, machine: &Machine) -> Result<()> {
+fn write_head(
+    text: &mut String,
+    suite: &Suite,
+    options: &Measure,
+    machine: &Machine,
+) -> Result<()> {
     writeln!(
         text,
-        "# first-light, {} on {}\n",
-        machine.date, machine.host
+        "# {}, {} on {}\n",
+        suite.name, machine.date, machine.host
     )?;
     writeln!(text, "```sh\n{}\n```\n", machine.command_line)?;
     writeln!(text, "- commit: {}", machine.commit)?;
@@ -166,7 +183,12 @@ fn rates(case: &Case, samples: &[&Sample]) -> Option<Spread> {
     }
 }
 
-fn write_results(text: &mut String, options: &FirstLight, samples: &[Sample]) -> Result<()> {
+fn write_results(
+    text: &mut String,
+    suite: &Suite,
+    options: &Measure,
+    samples: &[Sample],
+) -> Result<()> {
     let first = &options.targets[0].name;
     writeln!(
         text,
@@ -178,7 +200,7 @@ fn write_results(text: &mut String, options: &FirstLight, samples: &[Sample]) ->
         "| Case | Target | Median | Min | Max | Ratio | p50 us | p99 us |"
     )?;
     writeln!(text, "|---|---|---:|---:|---:|---:|---:|---:|")?;
-    for case in &CASES {
+    for case in suite.cases {
         let base = rates(case, &select(samples, case, first));
         for target in &options.targets {
             let found = select(samples, case, &target.name);
@@ -226,7 +248,12 @@ fn median(samples: &[&Sample], value: impl Fn(&Sample) -> f64) -> f64 {
     spread(samples, value).map_or(0.0, |spread| spread.median)
 }
 
-fn write_costs(text: &mut String, options: &FirstLight, samples: &[Sample]) -> Result<()> {
+fn write_costs(
+    text: &mut String,
+    suite: &Suite,
+    options: &Measure,
+    samples: &[Sample],
+) -> Result<()> {
     writeln!(
         text,
         "\n## Cost\n\nMedians, for each operation (1 MiB of sequential reads and writes): processor time in us and \
@@ -237,7 +264,7 @@ fn write_costs(text: &mut String, options: &FirstLight, samples: &[Sample]) -> R
         "| Case | Target | Client CPU | Server CPU | Machine CPU | Client switches | Server switches | Drain s |"
     )?;
     writeln!(text, "|---|---|---:|---:|---:|---:|---:|---:|")?;
-    for case in &CASES {
+    for case in suite.cases {
         for target in &options.targets {
             let found = select(samples, case, &target.name);
             if found.is_empty() {
@@ -266,7 +293,7 @@ fn write_costs(text: &mut String, options: &FirstLight, samples: &[Sample]) -> R
     Ok(())
 }
 
-fn write_method(text: &mut String, options: &FirstLight, outcome: &Outcome) -> Result<()> {
+fn write_method(text: &mut String, options: &Measure, outcome: &Outcome) -> Result<()> {
     writeln!(
         text,
         "\n## Method\n\n\
@@ -298,9 +325,14 @@ mod tests {
     use crate::suite;
     use crate::target::Target;
 
-    /// The whole suite at the least size, so that it works on the day it is wanted.
+    /// Each suite as a whole at the least size, so that it works on the day it is wanted.
     #[test]
     fn a_tiny_run_is_measured_and_written() {
+        tiny(&suite::FIRST_LIGHT);
+        tiny(&suite::METADATA);
+    }
+
+    fn tiny(suite: &Suite) {
         // Beside this program is a file system that knows direct I/O, which /tmp may not.
         let program = std::env::current_exe().unwrap();
         let scratch = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
@@ -309,7 +341,7 @@ mod tests {
             dir: scratch.path().to_owned(),
             servers,
         };
-        let options = FirstLight {
+        let options = Measure {
             targets: vec![
                 target("one", vec![]),
                 target("two", vec![std::process::id()]),
@@ -324,17 +356,17 @@ mod tests {
             programs: vec![],
             notes: vec!["a note".to_owned()],
         };
-        let outcome = suite::first_light(&options).unwrap();
+        let outcome = suite.run(&options).unwrap();
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-        assert_eq!(outcome.samples.len(), 2 * CASES.len());
+        assert_eq!(outcome.samples.len(), 2 * suite.cases.len());
         assert!(outcome.samples.iter().all(|sample| sample.rate() > 0.0));
 
         let machine = Machine::describe(&options.programs).unwrap();
-        let first = write(&options, &machine, &outcome).unwrap();
-        let second = write(&options, &machine, &outcome).unwrap();
+        let first = write(suite, &options, &machine, &outcome).unwrap();
+        let second = write(suite, &options, &machine, &outcome).unwrap();
         assert_eq!(second, PathBuf::from(format!("{}-2", first.display())));
         let summary = fs::read_to_string(first.join("summary.md")).unwrap();
-        for case in &CASES {
+        for case in suite.cases {
             for name in ["one", "two"] {
                 let cells = format!("| {} | {name} |", case.name);
                 assert_eq!(summary.matches(&cells).count(), 2, "{cells} in {summary}");
@@ -345,15 +377,15 @@ mod tests {
         let raw: serde_json::Value = serde_json::from_str(&raw).unwrap();
         assert_eq!(
             raw["samples"].as_array().map(Vec::len),
-            Some(2 * CASES.len())
+            Some(2 * suite.cases.len())
         );
-        assert_eq!(raw["samples"][0]["case"], CASES[0].name);
+        assert_eq!(raw["samples"][0]["case"], suite.cases[0].name);
     }
 
     #[test]
     fn failures_are_shown() {
         let failure = Failure {
-            case: CASES[0].name,
+            case: suite::FIRST_LIGHT.cases[0].name,
             target: "one".to_owned(),
             round: 0,
             error: "full".to_owned(),

@@ -1,4 +1,4 @@
-//! `first-light`: its cases, and the rounds in which targets take turns.
+//! The suites, their cases, and the rounds in which targets take turns.
 //!
 //! In each round each case is run once on each target, one target right after the other, so that whatever
 //! else changes on the machine meets them all; who comes first moves on with each round. A case, in order:
@@ -21,8 +21,8 @@ use tempfile::TempDir;
 use crate::accounting;
 use crate::caches::{Caches, Forget};
 use crate::fio::{self, Job, Sizes};
-use crate::metadata::{self, Call};
-use crate::options::FirstLight;
+use crate::metadata::{self, Call, Layout};
+use crate::options::Measure;
 use crate::sample::{Sample, Work};
 use crate::target::Target;
 
@@ -38,8 +38,8 @@ pub(crate) enum Unit {
 /// What a case does.
 #[derive(Debug)]
 enum Task {
-    /// The call, by so many threads.
-    Metadata(Call, u32),
+    /// The call, by so many threads, in directories laid out like this.
+    Metadata(Call, u32, Layout),
     Fio(&'static Job),
 }
 
@@ -54,29 +54,66 @@ pub(crate) struct Case {
     task: Task,
 }
 
-/// Each builds on the one before: files must be there to be looked at, data to be read.
-pub(crate) static CASES: [Case; 10] = [
-    metadata("create-1t", Call::Create, 1),
-    metadata("stat-1t", Call::Stat, 1),
-    metadata("unlink-1t", Call::Unlink, 1),
-    metadata("create-2t", Call::Create, 2),
-    metadata("stat-2t", Call::Stat, 2),
-    metadata("unlink-2t", Call::Unlink, 2),
-    data(&fio::SEQ_WRITE, Unit::MebiBytes, Forget::Nothing),
-    data(&fio::SEQ_READ, Unit::MebiBytes, Forget::Everything),
-    data(&fio::RAND_READ_QD1, Unit::Operations, Forget::Everything),
-    data(&fio::RAND_READ_QD32, Unit::Operations, Forget::Everything),
-];
+/// Cases that are run together, and in this order.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    /// Its name on the command line and in reports.
+    pub(crate) name: &'static str,
+    /// Each may build on those before: files must be there to be looked at, data to be read.
+    pub(crate) cases: &'static [Case],
+}
 
-const fn metadata(name: &'static str, call: Call, threads: u32) -> Case {
+/// A first look at everything.
+pub(crate) static FIRST_LIGHT: Suite = Suite {
+    name: "first-light",
+    cases: &[
+        metadata("create-1t", Call::Create, 1, Layout::Shared),
+        metadata("stat-1t", Call::Stat, 1, Layout::Shared),
+        metadata("unlink-1t", Call::Unlink, 1, Layout::Shared),
+        metadata("create-2t", Call::Create, 2, Layout::Shared),
+        metadata("stat-2t", Call::Stat, 2, Layout::Shared),
+        metadata("unlink-2t", Call::Unlink, 2, Layout::Shared),
+        data(&fio::SEQ_WRITE, Unit::MebiBytes, Forget::Nothing),
+        data(&fio::SEQ_READ, Unit::MebiBytes, Forget::Everything),
+        data(&fio::RAND_READ_QD1, Unit::Operations, Forget::Everything),
+        data(&fio::RAND_READ_QD32, Unit::Operations, Forget::Everything),
+    ],
+};
+
+/// What changes directories costs, alone, side by side and in one place.
+pub(crate) static METADATA: Suite = Suite {
+    name: "metadata",
+    cases: &[
+        metadata("create-1t", Call::Create, 1, Layout::Shared),
+        metadata("list-1t", Call::List, 1, Layout::Shared),
+        metadata("rename-1t", Call::Rename, 1, Layout::Shared),
+        metadata("unlink-1t", Call::Unlink, 1, Layout::Shared),
+        metadata("mkdir-1t", Call::Mkdir, 1, Layout::Shared),
+        metadata("rmdir-1t", Call::Rmdir, 1, Layout::Shared),
+        metadata("create-8t", Call::Create, 8, Layout::Private),
+        metadata("rename-8t", Call::Rename, 8, Layout::Private),
+        metadata("unlink-8t", Call::Unlink, 8, Layout::Private),
+        metadata("mkdir-8t", Call::Mkdir, 8, Layout::Private),
+        metadata("rmdir-8t", Call::Rmdir, 8, Layout::Private),
+        metadata("create-8t-one-dir", Call::Create, 8, Layout::Shared),
+        metadata("rename-8t-one-dir", Call::Rename, 8, Layout::Shared),
+        metadata("unlink-8t-one-dir", Call::Unlink, 8, Layout::Shared),
+        metadata("mkdir-8t-one-dir", Call::Mkdir, 8, Layout::Shared),
+        metadata("rmdir-8t-one-dir", Call::Rmdir, 8, Layout::Shared),
+    ],
+};
+
+const fn metadata(name: &'static str, call: Call, threads: u32, layout: Layout) -> Case {
     Case {
         name,
         unit: Unit::Operations,
         forget: match call {
-            Call::Stat => Forget::Entries,
-            Call::Create | Call::Unlink => Forget::Nothing,
+            Call::Stat | Call::List => Forget::Entries,
+            Call::Create | Call::Unlink | Call::Rename | Call::Mkdir | Call::Rmdir => {
+                Forget::Nothing
+            }
         },
-        task: Task::Metadata(call, threads),
+        task: Task::Metadata(call, threads, layout),
     }
 }
 
@@ -119,34 +156,36 @@ struct Place<'a> {
     work: TempDir,
 }
 
-/// Runs all rounds. Errors are those of setting up; a failing case is part of the outcome.
-pub(crate) fn first_light(options: &FirstLight) -> Result<Outcome> {
-    let caches = Caches::new(options.caches, Duration::from_millis(options.expiry_ms));
-    let mut outcome = Outcome {
-        samples: Vec::new(),
-        failures: Vec::new(),
-        caches,
-    };
-    let places = prepare(&options.targets)?;
-    for round in 0..options.rounds {
-        for case in &CASES {
-            for turn in 0..places.len() {
-                let place = &places[(turn + round as usize) % places.len()];
-                match measure(case, place, round, options, caches) {
-                    Ok(sample) => outcome.succeeded(case, sample),
-                    Err(error) => outcome.failed(case, place.target, round, &error),
+impl Suite {
+    /// Runs all rounds. Errors are those of setting up; a failing case is part of the outcome.
+    pub(crate) fn run(&self, options: &Measure) -> Result<Outcome> {
+        let caches = Caches::new(options.caches, Duration::from_millis(options.expiry_ms));
+        let mut outcome = Outcome {
+            samples: Vec::new(),
+            failures: Vec::new(),
+            caches,
+        };
+        let places = prepare(&options.targets)?;
+        for round in 0..options.rounds {
+            for case in self.cases {
+                for turn in 0..places.len() {
+                    let place = &places[(turn + round as usize) % places.len()];
+                    match measure(case, place, round, options, caches) {
+                        Ok(sample) => outcome.succeeded(case, sample),
+                        Err(error) => outcome.failed(case, place.target, round, &error),
+                    }
                 }
             }
         }
+        for place in places {
+            let dir = place.work.path().to_owned();
+            place
+                .work
+                .close()
+                .with_context(|| format!("removing {}", dir.display()))?;
+        }
+        Ok(outcome)
     }
-    for place in places {
-        let dir = place.work.path().to_owned();
-        place
-            .work
-            .close()
-            .with_context(|| format!("removing {}", dir.display()))?;
-    }
-    Ok(outcome)
 }
 
 impl Outcome {
@@ -204,7 +243,7 @@ fn measure(
     case: &Case,
     place: &Place<'_>,
     round: u32,
-    options: &FirstLight,
+    options: &Measure,
     caches: Caches,
 ) -> Result<Sample> {
     let servers = &place.target.servers;
@@ -230,7 +269,7 @@ fn measure(
 /// Removes what must not be there when the case begins.
 fn clear(case: &Case, work: &Path) -> Result<()> {
     let removed = match case.task {
-        Task::Metadata(Call::Create, _) => fs::remove_dir_all(work.join("files")),
+        Task::Metadata(Call::Create | Call::Mkdir, ..) => fs::remove_dir_all(work.join("files")),
         Task::Fio(job) if job.name == fio::SEQ_WRITE.name => fs::remove_file(work.join("data")),
         Task::Metadata(..) | Task::Fio(_) => return Ok(()),
     };
@@ -243,10 +282,11 @@ fn clear(case: &Case, work: &Path) -> Result<()> {
 }
 
 impl Case {
-    fn run(&self, work: &Path, options: &FirstLight) -> Result<Work> {
+    fn run(&self, work: &Path, options: &Measure) -> Result<Work> {
         match self.task {
-            Task::Metadata(call, threads) => {
-                metadata::run(call, &work.join("files"), options.files, threads)
+            Task::Metadata(call, threads, layout) => {
+                let dir = work.join("files");
+                metadata::run(call, &dir, layout, options.files, threads)
             }
             Task::Fio(job) => fio::run(
                 job,

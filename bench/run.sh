@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs the suite `first-light` on SluiceFS and on the file system below it, side by side.
+# Runs a suite of sluice-bench on SluiceFS and on the file system below it, side by side.
 #
-#   bench/first-light.sh [--work DIR] [--profile PROFILE] [OPTION OF sluice-bench first-light ...]
+#   bench/run.sh first-light|metadata [--work DIR] [--profile PROFILE] [OPTION OF THE SUITE ...]
 #
 # 1. builds the programs (cargo's profile `release`; another one is for trying this script, not for numbers);
 # 2. makes a volume with its metadata in SQLite and, if redis-server is installed, one in a private Redis on a unix
@@ -17,7 +17,7 @@ here=$PWD
 called=("$0" "$@")
 cd "$(dirname "$0")/.."
 
-fail() { printf 'first-light: %s\n' "$*" >&2; exit 1; }
+fail() { printf 'bench/run.sh: %s\n' "$*" >&2; exit 1; }
 say() { printf '== %s\n' "$*"; }
 
 # A number of tries, 0.1 s apart, for a condition that has no event to wait for in a shell.
@@ -36,6 +36,11 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 # Unlike mountpoint(1), this also sees a mount whose server is gone.
 mounted() { grep -qF " $1 fuse" /proc/self/mounts; }
 
+case ${1:-} in
+    first-light | metadata) suite=$1; shift ;;
+    -h | --help) ;;
+    *) fail "which suite? bench/run.sh first-light, or bench/run.sh metadata" ;;
+esac
 base=/var/tmp
 profile=release
 options=()
@@ -65,7 +70,7 @@ if [ -n "${JUICEFS:-}" ]; then
     [ -x "$juicefs" ] || fail "JUICEFS=$JUICEFS is no program"
 fi
 
-work=$(mktemp -d "$base/sluice-first-light.XXXXXX")
+work=$(mktemp -d "$base/sluice-bench.XXXXXX")
 servers=()      # all that must end before the directory is removed
 mounts=()       # "PROGRAM MOUNTPOINT"
 
@@ -77,13 +82,13 @@ clean_up() {
         point=${mount#* }
         ! mounted "$point" || timeout 120 "${mount%% *}" umount "$point"
         if mounted "$point"; then
-            echo "first-light: $point did not unmount, detaching it" >&2
+            echo "bench/run.sh: $point did not unmount, detaching it" >&2
             umount --lazy "$point" || fusermount3 -u -z "$point"
         fi
     done
     [ -z "${redis:-}" ] || kill "$redis"
     for pid in "${servers[@]}"; do
-        eventually 300 ended "$pid" || { echo "first-light: killing server $pid" >&2; kill -KILL "$pid"; }
+        eventually 300 ended "$pid" || { echo "bench/run.sh: killing server $pid" >&2; kill -KILL "$pid"; }
         wait "$pid" 2>/dev/null
     done
     [ $status -eq 0 ] || tail -n 20 "$work"/*.log >&2
@@ -153,4 +158,4 @@ else
 fi
 
 say "measuring"
-"$programs/sluice-bench" first-light "${targets[@]}" "${arguments[@]}" "${options[@]}"
+"$programs/sluice-bench" "$suite" "${targets[@]}" "${arguments[@]}" "${options[@]}"
