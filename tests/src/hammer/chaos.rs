@@ -182,7 +182,10 @@ fn open(hand: &Hand, path: &Path, flags: OFlags) -> Result<Option<File>> {
     hand.begin(&what)?;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let outcome = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644));
-    Ok(judge(&what, outcome, &[Errno::ISDIR, Errno::EXIST])?.map(File::from))
+    // A file that another mount moved to the trash since the name was looked up is refused for writing, as JuiceFS
+    // refuses it.
+    let allowed = [Errno::ISDIR, Errno::EXIST, Errno::PERM];
+    Ok(judge(&what, outcome, &allowed)?.map(File::from))
 }
 
 /// Writes, appends, truncates. A file that another mount removes meanwhile is gone for this one: ENOENT.
